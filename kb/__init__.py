@@ -1,0 +1,1 @@
+"""The domain: datasets, documents, segments, retrieval, and the REST API over them."""

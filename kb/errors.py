@@ -1,0 +1,163 @@
+"""What can go wrong at a caller's request.
+
+    KBError                         every public error: `code`, `message`, `status`
+    ├── Unauthorized        401     no or wrong API key
+    ├── Forbidden           403
+    ├── NotFound            404
+    ├── InvalidParam        400     a value that cannot be used; the message names it and the remedy
+    │   ├── BadRequest      400     the body is not JSON
+    │   ├── NoFileUploaded, TooManyFiles, FilenameMissing
+    │   └── DatasetNotInitialized, DocumentIndexing, ProviderNotInitialized
+    ├── Conflict            409
+    │   └── DatasetNameDuplicate
+    ├── FileTooLarge        413
+    ├── UnsupportedFileType 415
+    ├── Unprocessable       422     the body of POST/PATCH /datasets does not validate
+    ├── ArchivedDocument    403
+    └── Unavailable         503     a store is busy, full or gone; safe to retry
+        ├── DataDirectoryInUse      another process holds the data directory
+        └── StoreUnavailable        the index did not answer
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class KBError(Exception):
+    """A public error; becomes `{"code", "message", "status"}` on the wire."""
+
+    status: ClassVar[int] = 500
+    code: ClassVar[str] = "internal_server_error"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+
+class Unauthorized(KBError):
+    """The API key is missing, malformed or unknown."""
+
+    status, code = 401, "unauthorized"
+
+
+class Forbidden(KBError):
+    """The key is known but may not do this."""
+
+    status, code = 403, "forbidden"
+
+
+class ArchivedDocument(Forbidden):
+    """Archived documents cannot be deleted."""
+
+    code = "archived_document_immutable"
+
+
+class NotFound(KBError):
+    """No such thing in this workspace."""
+
+    status, code = 404, "not_found"
+
+    def __init__(self, noun: str, key: object) -> None:
+        super().__init__(f"no {noun} {str(key)!r}")
+        self.noun, self.key = noun, key
+
+
+class InvalidParam(KBError):
+    """A value that cannot be used."""
+
+    status, code = 400, "invalid_param"
+
+
+class BadRequest(InvalidParam):
+    """The body is not what the route reads."""
+
+    code = "bad_request"
+
+
+class NoFileUploaded(InvalidParam):
+    """The multipart body has no part named `file`."""
+
+    code = "no_file_uploaded"
+
+
+class TooManyFiles(InvalidParam):
+    """The multipart body has more than one `file`."""
+
+    code = "too_many_files"
+
+
+class FilenameMissing(InvalidParam):
+    """The `file` part has no file name."""
+
+    code = "filename_not_exists_error"
+
+
+class DatasetNotInitialized(InvalidParam):
+    """The dataset has no index yet: it never received a document."""
+
+    code = "dataset_not_initialized"
+
+
+class DocumentIndexing(InvalidParam):
+    """The document is being processed."""
+
+    code = "document_indexing"
+
+
+class ProviderNotInitialized(InvalidParam):
+    """The model that this needs is not configured."""
+
+    code = "provider_not_initialize"
+
+
+class Conflict(KBError):
+    """The state does not allow this."""
+
+    status, code = 409, "conflict"
+
+
+class DatasetNameDuplicate(Conflict):
+    """Another dataset of the workspace has this name."""
+
+    code = "dataset_name_duplicate"
+
+
+class FileTooLarge(KBError):
+    """The file is larger than the limit."""
+
+    status, code = 413, "file_too_large"
+
+
+class UnsupportedFileType(KBError):
+    """No extractor reads this type."""
+
+    status, code = 415, "unsupported_file_type"
+
+
+class Unprocessable(KBError):
+    """The body does not validate; `message` is a JSON list of the validator's errors."""
+
+    status, code = 422, "unprocessable_entity"
+
+
+class Unavailable(KBError):
+    """Not now; safe to retry."""
+
+    status, code = 503, "service_unavailable"
+
+
+class DataDirectoryInUse(Unavailable):
+    """Another process holds the data directory."""
+
+    code = "data_directory_in_use"
+
+
+class StoreUnavailable(Unavailable):
+    """The index did not answer; safe to retry."""
+
+    code = "store_unavailable"
+
+    def __init__(self, store: str, operation: str, reason: str = "") -> None:
+        super().__init__(f"{store} failed at {operation}" + (f": {reason}" if reason else ""))
+        self.store, self.operation = store, operation

@@ -1,0 +1,234 @@
+"""What the domain asks of the outside: SegmentIndex, BlobStore; each has adapters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+from uuid import UUID
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.types import Vector
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """One collection of the index: everything embedded by one model.
+
+    Attributes:
+        name: safe as a directory or collection name (`[a-z0-9_-]`, at most 100 characters).
+        dim: length of the dense vectors; None for a space that holds full-text data only.
+    """
+
+    name: str
+    dim: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """Weighted terms: of a text (BM25 term weights) or of a query (how often each occurs).
+
+    Attributes:
+        ids: uint32[n], distinct, ascending; stable hashes of the analysed terms.
+        weights: float32[n], finite, > 0.
+    """
+
+    ids: NDArray[np.uint32]
+    weights: NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """What the index knows of one segment or child chunk.
+
+    Attributes:
+        id: the segment's or the child chunk's own id; writing it again replaces it.
+        segment_id: the segment that is returned for it (the parent of a child chunk).
+        version: the document version that wrote it.
+        text_hash: of the text that was indexed, so that a stale point can be told.
+        dense: float32[dim], finite; None in a space without dense vectors.
+        terms: may be empty (a text without any term).
+    """
+
+    id: UUID
+    dataset_id: UUID
+    document_id: UUID
+    segment_id: UUID
+    version: int
+    text_hash: str
+    dense: Vector | None
+    terms: Terms
+
+
+@dataclass(frozen=True, slots=True)
+class PointHead:
+    """A point without its vectors."""
+
+    id: UUID
+    dataset_id: UUID
+    document_id: UUID
+    segment_id: UUID
+    version: int
+    text_hash: str
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """A point and its score; higher is better."""
+
+    id: UUID
+    segment_id: UUID
+    score: float
+
+
+class SegmentIndex(Protocol):
+    """Nearest by embedding and best by BM25, in one store.
+
+    Every method may be called from any thread. Writes are durable when they return: they survive
+    a kill of the process, and after `flush` a loss of power. `dataset_id` is the tenant: nothing
+    of another dataset is ever returned or influences a score.
+
+    All methods raise `StoreUnavailable` when the store does not answer (safe to retry) and
+    `ValueError` for vectors of a wrong length or with values that are not finite; then nothing
+    of the call is stored.
+    """
+
+    def ensure_space(self, space: Space) -> None:
+        """Make the collection if it is not there; repeats safely.
+
+        Raises:
+            ValueError: it exists with another `dim`.
+        """
+        ...
+
+    def upsert(self, space: Space, points: Sequence[Point]) -> None:
+        """Write points; a point whose id is known is replaced whole."""
+        ...
+
+    def flush(self, space: Space) -> None:
+        """Make all that was written survive a loss of power."""
+        ...
+
+    def delete(self, space: Space, ids: Sequence[UUID], *, up_to_version: int) -> None:
+        """Remove those of the points that were written by version `up_to_version` or an older one.
+
+        The bound makes a late delete harmless: a point written anew since then stays.
+        """
+        ...
+
+    def delete_document(self, space: Space, dataset_id: UUID, document_id: UUID) -> None:
+        """Remove every point of a document."""
+        ...
+
+    def delete_dataset(self, space: Space, dataset_id: UUID) -> None:
+        """Remove every point of a dataset."""
+        ...
+
+    def nearest(
+        self,
+        space: Space,
+        dataset_id: UUID,
+        vector: Vector,
+        limit: int,
+        *,
+        documents: Sequence[UUID] | None = None,
+    ) -> list[Scored]:
+        """Closest points first; score = cosine similarity in [-1, 1]; equal scores by ascending id.
+
+        Args:
+            vector: float32[dim], not zero.
+            limit: at most this many, > 0.
+            documents: only points of these documents; empty gives nothing; None means all.
+        """
+        ...
+
+    def best(
+        self,
+        space: Space,
+        dataset_id: UUID,
+        query: Terms,
+        limit: int,
+        *,
+        documents: Sequence[UUID] | None = None,
+    ) -> list[Scored]:
+        """Best full-text matches first; equal scores by ascending id.
+
+        Score = sum over common terms of query weight x idf x term weight, > 0, where
+        idf = ln(1 + (N - n + 0.5) / (n + 0.5)), N = points of the dataset, n = those of them
+        that hold the term ("Okapi BM25" as in Lucene). Points without a common term are left out.
+        `documents` restricts what is returned, never the statistics.
+        """
+        ...
+
+    def dense_scores(
+        self, space: Space, dataset_id: UUID, vector: Vector, ids: Sequence[UUID]
+    ) -> dict[UUID, float]:
+        """The score that `nearest` would give each of these points; unknown ids are left out."""
+        ...
+
+    def text_scores(
+        self, space: Space, dataset_id: UUID, query: Terms, ids: Sequence[UUID]
+    ) -> dict[UUID, float]:
+        """The score that `best` would give each of these points; no common term: left out."""
+        ...
+
+    def count(self, space: Space, dataset_id: UUID | None = None) -> int:
+        """How many points there are, exactly."""
+        ...
+
+    def scan(self, space: Space, dataset_id: UUID | None = None) -> Iterator[PointHead]:
+        """Every point once, ascending by id; points written during the scan may be missing."""
+        ...
+
+    def vectors(
+        self, space: Space, ids: Sequence[UUID]
+    ) -> dict[UUID, tuple[Vector | None, Terms]]:
+        """The stored vectors (float32, as normalised by the engine); unknown ids are left out."""
+        ...
+
+    def optimize(self, *, budget_s: float) -> bool:
+        """Do pending upkeep in small steps for about `budget_s` seconds; True: more is pending.
+
+        Queries and writes go on meanwhile.
+        """
+        ...
+
+    def close(self) -> None:
+        """Flush and let go of the store; repeats safely."""
+        ...
+
+
+class BlobStore(Protocol):
+    """Immutable files by key.
+
+    Keys are relative paths of `[A-Za-z0-9._-]` parts joined by `/`.
+    """
+
+    def put(self, key: str, data: bytes) -> None:
+        """Keep the bytes; durable and whole when it returns; the same key again replaces."""
+        ...
+
+    def get(self, key: str) -> bytes:
+        """The bytes.
+
+        Raises:
+            NotFound: no such blob.
+        """
+        ...
+
+    def exists(self, key: str) -> bool:
+        """Whether the blob is there."""
+        ...
+
+    def delete(self, key: str) -> None:
+        """Remove the blob; removing a missing one is fine."""
+        ...
+
+    def keys(self, prefix: str = "") -> Iterator[str]:
+        """Every key that starts with `prefix`, ascending."""
+        ...

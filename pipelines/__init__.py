@@ -1,0 +1,1 @@
+"""A plain library: bytes in, embedded chunks out; no HTTP, SQL or broker."""

@@ -1,0 +1,1 @@
+"""Background processes for the service size; importing this package starts nothing."""
