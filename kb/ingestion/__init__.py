@@ -1,0 +1,1 @@
+"""One document: claim it, run its pipeline, replace its segments, record the outcome."""

@@ -1,0 +1,398 @@
+"""All tables, on one page."""
+
+from __future__ import annotations
+
+import uuid
+from datetime import datetime
+from enum import StrEnum
+from typing import Annotated, Any
+
+from sqlalchemy import (
+    Enum,
+    ForeignKey,
+    Index,
+    LargeBinary,
+    String,
+    Text,
+    UniqueConstraint,
+    false,
+)
+from sqlalchemy.orm import Mapped, mapped_column
+
+from kb.db import Base, new_id, now
+
+
+class IndexingTechnique(StrEnum):
+    """Whether a dataset has dense vectors."""
+
+    HIGH_QUALITY = "high_quality"
+    ECONOMY = "economy"
+
+
+class DocForm(StrEnum):
+    """How a dataset's documents are cut."""
+
+    TEXT = "text_model"
+    HIERARCHICAL = "hierarchical_model"
+    QA = "qa_model"
+
+
+class IndexingStatus(StrEnum):
+    """How far the indexing of a document's newest version has got."""
+
+    WAITING = "waiting"
+    PARSING = "parsing"
+    CLEANING = "cleaning"
+    SPLITTING = "splitting"
+    INDEXING = "indexing"
+    COMPLETED = "completed"
+    ERROR = "error"
+
+
+class SegmentStatus(StrEnum):
+    """Whether a segment is in the index."""
+
+    WAITING = "waiting"
+    COMPLETED = "completed"
+
+
+class JobKind(StrEnum):
+    """Work that must happen after a commit, whatever dies in between."""
+
+    DELETE_POINTS = "delete_points"
+    DELETE_DOCUMENT = "delete_document"
+    DELETE_DATASET = "delete_dataset"
+    DELETE_BLOBS = "delete_blobs"
+    REBUILD_DATASET = "rebuild_dataset"
+
+
+def _enum(cls: type[StrEnum]) -> Enum:
+    return Enum(
+        cls, native_enum=False, length=32, values_callable=lambda e: [m.value for m in e]
+    )
+
+
+Id = Annotated[uuid.UUID, mapped_column(primary_key=True, default=new_id)]
+Name = Annotated[str, mapped_column(String(255))]
+CreatedAt = Annotated[datetime, mapped_column(default=now)]
+WorkspaceId = Annotated[
+    uuid.UUID, mapped_column(ForeignKey("workspaces.id", ondelete="CASCADE"), index=True)
+]
+DatasetId = Annotated[
+    uuid.UUID, mapped_column(ForeignKey("datasets.id", ondelete="CASCADE"), index=True)
+]
+DocumentId = Annotated[
+    uuid.UUID, mapped_column(ForeignKey("documents.id", ondelete="CASCADE"), index=True)
+]
+Json = dict[str, Any]
+
+
+class Workspace(Base):
+    """The tenant that owns datasets and keys."""
+
+    __tablename__ = "workspaces"
+    id: Mapped[Id]
+    name: Mapped[Name]
+    created_at: Mapped[CreatedAt]
+
+
+class Member(Base):
+    """A person of a workspace; API keys act as its owner."""
+
+    __tablename__ = "members"
+    id: Mapped[Id]
+    workspace_id: Mapped[WorkspaceId]
+    name: Mapped[Name]
+    role: Mapped[str] = mapped_column(String(16), default="owner")
+    created_at: Mapped[CreatedAt]
+
+
+class ApiKey(Base):
+    """A key of a workspace, or of one dataset; only its hash is kept."""
+
+    __tablename__ = "api_keys"
+    id: Mapped[Id]
+    workspace_id: Mapped[WorkspaceId]
+    dataset_id: Mapped[uuid.UUID | None] = mapped_column(
+        ForeignKey("datasets.id", ondelete="CASCADE"), index=True
+    )
+    hint: Mapped[str] = mapped_column(String(24))
+    sha256: Mapped[str] = mapped_column(String(64), unique=True)
+    created_at: Mapped[CreatedAt]
+
+
+class Dataset(Base):
+    """Documents that share one embedding model and pipeline."""
+
+    __tablename__ = "datasets"
+    __table_args__ = (UniqueConstraint("workspace_id", "name"),)
+
+    id: Mapped[Id]
+    workspace_id: Mapped[WorkspaceId]
+    name: Mapped[Name]
+    description: Mapped[str | None] = mapped_column(Text)
+    provider: Mapped[str] = mapped_column(String(16), default="vendor")
+    permission: Mapped[str] = mapped_column(String(32), default="only_me")
+    data_source_type: Mapped[str | None] = mapped_column(String(32))
+    indexing_technique: Mapped[IndexingTechnique | None] = mapped_column(_enum(IndexingTechnique))
+    doc_form: Mapped[DocForm | None] = mapped_column(_enum(DocForm))
+    embedding_model: Mapped[str | None] = mapped_column(String(255))
+    embedding_model_provider: Mapped[str | None] = mapped_column(String(255))
+    space_name: Mapped[str | None] = mapped_column(String(100))
+    """The index collection; set with the technique."""
+    space_dim: Mapped[int | None]
+    average_length: Mapped[float | None]
+    """Terms per indexed text that the stored BM25 weights assume."""
+    retrieval_model: Mapped[Json | None]
+    summary_index_setting: Mapped[Json | None]
+    enable_api: Mapped[bool] = mapped_column(default=True)
+    created_by: Mapped[uuid.UUID]
+    created_at: Mapped[CreatedAt]
+    updated_by: Mapped[uuid.UUID | None]
+    updated_at: Mapped[CreatedAt]
+
+
+class ProcessRule(Base):
+    """How documents are cleaned and split; immutable."""
+
+    __tablename__ = "process_rules"
+    id: Mapped[Id]
+    dataset_id: Mapped[DatasetId]
+    mode: Mapped[str] = mapped_column(String(16))
+    rules: Mapped[Json | None]
+    created_by: Mapped[uuid.UUID]
+    created_at: Mapped[CreatedAt]
+
+
+class UploadFile(Base):
+    """One file as it was received; its bytes are a blob."""
+
+    __tablename__ = "upload_files"
+    id: Mapped[Id]
+    workspace_id: Mapped[WorkspaceId]
+    name: Mapped[Name]
+    size_bytes: Mapped[int]
+    extension: Mapped[str] = mapped_column(String(32))
+    media_type: Mapped[str | None] = mapped_column(String(255))
+    sha256: Mapped[str] = mapped_column(String(64))
+    blob_key: Mapped[str] = mapped_column(String(255), index=True)
+    created_by: Mapped[uuid.UUID]
+    created_at: Mapped[CreatedAt]
+
+
+class Document(Base):
+    """One source file, its live version, and how far its newest version's indexing has got.
+
+    `version` answers queries (0: none yet). `pending_version` is being prepared, or None.
+    """
+
+    __tablename__ = "documents"
+    __table_args__ = (
+        Index("ix_documents_queue", "indexing_status", "attempts", "queued_at"),
+        Index("ix_documents_dataset_id_position", "dataset_id", "position"),
+        Index("ix_documents_dataset_id_batch", "dataset_id", "batch"),
+    )
+
+    id: Mapped[Id]
+    dataset_id: Mapped[DatasetId]
+    position: Mapped[int]
+    name: Mapped[Name]
+    batch: Mapped[str] = mapped_column(String(20))
+    data_source_type: Mapped[str] = mapped_column(String(32), default="upload_file")
+    upload_file_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("upload_files.id"), index=True)
+    process_rule_id: Mapped[uuid.UUID | None] = mapped_column(
+        ForeignKey("process_rules.id", ondelete="SET NULL")
+    )
+    doc_form: Mapped[DocForm] = mapped_column(_enum(DocForm), default=DocForm.TEXT)
+    doc_language: Mapped[str] = mapped_column(String(64), default="English")
+    doc_metadata: Mapped[Json | None]
+    created_from: Mapped[str] = mapped_column(String(32), default="api")
+    created_by: Mapped[uuid.UUID]
+    created_at: Mapped[CreatedAt]
+    updated_at: Mapped[CreatedAt]
+
+    version: Mapped[int] = mapped_column(default=0)
+    pending_version: Mapped[int | None]
+    indexing_status: Mapped[IndexingStatus] = mapped_column(
+        _enum(IndexingStatus), default=IndexingStatus.WAITING
+    )
+    is_paused: Mapped[bool] = mapped_column(default=False, server_default=false())
+    queued_at: Mapped[CreatedAt]
+    lease_owner: Mapped[str | None] = mapped_column(String(64), index=True)
+    lease_expires_at: Mapped[datetime | None]
+    attempts: Mapped[int] = mapped_column(default=0)
+    """Claims since the last progress; the document that was in work at every crash goes last."""
+    next_attempt_at: Mapped[datetime | None]
+    error: Mapped[str | None] = mapped_column(Text)
+    error_code: Mapped[str | None] = mapped_column(String(64))
+    error_stage: Mapped[str | None] = mapped_column(String(32))
+    processing_started_at: Mapped[datetime | None]
+    parsing_completed_at: Mapped[datetime | None]
+    cleaning_completed_at: Mapped[datetime | None]
+    splitting_completed_at: Mapped[datetime | None]
+    completed_at: Mapped[datetime | None]
+    paused_at: Mapped[datetime | None]
+    stopped_at: Mapped[datetime | None]
+    indexing_latency: Mapped[float | None]
+
+    enabled: Mapped[bool] = mapped_column(default=True)
+    disabled_at: Mapped[datetime | None]
+    disabled_by: Mapped[uuid.UUID | None]
+    archived: Mapped[bool] = mapped_column(default=False)
+    word_count: Mapped[int | None]
+    tokens: Mapped[int | None]
+
+
+class DocumentVersion(Base):
+    """One content of a document, and the checkpoint of its ingestion.
+
+    `staged_at` is set in the transaction that stores the segments: from then on extraction and
+    splitting are not done again.
+    """
+
+    __tablename__ = "document_versions"
+    __table_args__ = (UniqueConstraint("document_id", "number"),)
+
+    id: Mapped[Id]
+    document_id: Mapped[DocumentId]
+    number: Mapped[int]
+    upload_file_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("upload_files.id"), index=True)
+    process_rule_id: Mapped[uuid.UUID | None]
+    created_at: Mapped[CreatedAt]
+    staged_at: Mapped[datetime | None]
+    live_at: Mapped[datetime | None]
+    text_key: Mapped[str | None] = mapped_column(String(255))
+    """Blob of the extracted text that segment offsets point into."""
+    warnings: Mapped[list[Any] | None]
+
+
+class Segment(Base):
+    """A chunk that is stored, numbered, searchable.
+
+    `live`: part of the version that answers queries. `staged_version`: the version in preparation
+    that will hold it; `staged` are then its new position, offsets and origin, which the switch
+    applies.
+    `indexed_at`: its point (or all its children's) was acknowledged by the index.
+    """
+
+    __tablename__ = "segments"
+    __table_args__ = (
+        Index("ix_segments_document_id_position", "document_id", "position"),
+        Index("ix_segments_document_id_staged_version", "document_id", "staged_version"),
+    )
+
+    id: Mapped[Id]
+    dataset_id: Mapped[DatasetId]
+    document_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("documents.id", ondelete="CASCADE"))
+    position: Mapped[int]
+    content: Mapped[str] = mapped_column(Text)
+    answer: Mapped[str | None] = mapped_column(Text)
+    text_hash: Mapped[str] = mapped_column(String(64))
+    word_count: Mapped[int]
+    tokens: Mapped[int] = mapped_column(default=0)
+    keywords: Mapped[list[Any] | None]
+    start_offset: Mapped[int]
+    end_offset: Mapped[int]
+    origin: Mapped[Json | None]
+    live: Mapped[bool] = mapped_column(default=False)
+    staged_version: Mapped[int | None]
+    staged: Mapped[Json | None]
+    has_children: Mapped[bool] = mapped_column(default=False)
+    status: Mapped[SegmentStatus] = mapped_column(
+        _enum(SegmentStatus), default=SegmentStatus.WAITING
+    )
+    enabled: Mapped[bool] = mapped_column(default=True)
+    disabled_at: Mapped[datetime | None]
+    disabled_by: Mapped[uuid.UUID | None]
+    hit_count: Mapped[int] = mapped_column(default=0)
+    created_by: Mapped[uuid.UUID]
+    created_at: Mapped[CreatedAt]
+    updated_at: Mapped[CreatedAt]
+    indexing_at: Mapped[datetime | None]
+    indexed_at: Mapped[datetime | None]
+
+
+class ChildChunk(Base):
+    """A small part of a segment; it is what is embedded and matched. Fields as in Segment."""
+
+    __tablename__ = "child_chunks"
+    __table_args__ = (
+        Index("ix_child_chunks_document_id_staged_version", "document_id", "staged_version"),
+    )
+
+    id: Mapped[Id]
+    dataset_id: Mapped[DatasetId]
+    document_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("documents.id", ondelete="CASCADE"))
+    segment_id: Mapped[uuid.UUID] = mapped_column(
+        ForeignKey("segments.id", ondelete="CASCADE"), index=True
+    )
+    position: Mapped[int]
+    content: Mapped[str] = mapped_column(Text)
+    text_hash: Mapped[str] = mapped_column(String(64))
+    word_count: Mapped[int]
+    start_offset: Mapped[int]
+    end_offset: Mapped[int]
+    live: Mapped[bool] = mapped_column(default=False)
+    staged_version: Mapped[int | None]
+    staged: Mapped[Json | None]
+    type: Mapped[str] = mapped_column(String(16), default="automatic")
+    created_by: Mapped[uuid.UUID]
+    created_at: Mapped[CreatedAt]
+    updated_at: Mapped[CreatedAt]
+    indexed_at: Mapped[datetime | None]
+
+
+class CachedEmbedding(Base):
+    """The vector of a text, so that no text is embedded twice by the same model."""
+
+    __tablename__ = "embedding_cache"
+    model: Mapped[str] = mapped_column(String(100), primary_key=True)
+    text_hash: Mapped[str] = mapped_column(String(64), primary_key=True)
+    vector: Mapped[bytes] = mapped_column(LargeBinary)
+    """float32[dim], little-endian"""
+    created_at: Mapped[CreatedAt]
+
+
+class Job(Base):
+    """Work written down in the transaction that made it necessary; done at least once."""
+
+    __tablename__ = "jobs"
+    id: Mapped[Id]
+    kind: Mapped[JobKind] = mapped_column(_enum(JobKind))
+    payload: Mapped[Json]
+    created_at: Mapped[CreatedAt]
+    not_before: Mapped[CreatedAt] = mapped_column(index=True)
+    attempts: Mapped[int] = mapped_column(default=0)
+    lease_owner: Mapped[str | None] = mapped_column(String(64))
+    lease_expires_at: Mapped[datetime | None]
+    error: Mapped[str | None] = mapped_column(Text)
+
+
+class PipelineRun(Base):
+    """One attempt at ingesting a version of a document."""
+
+    __tablename__ = "pipeline_runs"
+    id: Mapped[Id]
+    document_id: Mapped[DocumentId]
+    version: Mapped[int]
+    attempt: Mapped[int]
+    resumed: Mapped[bool] = mapped_column(default=False)
+    started_at: Mapped[CreatedAt]
+    finished_at: Mapped[datetime | None]
+    status: Mapped[str] = mapped_column(String(16), default="running")
+    error_code: Mapped[str | None] = mapped_column(String(64))
+    error: Mapped[str | None] = mapped_column(Text)
+    nodes: Mapped[list[Any] | None]
+    """[{"node", "kind", "seconds"}] in the order they ran"""
+
+
+class DatasetQuery(Base):
+    """A query that was asked, for its history."""
+
+    __tablename__ = "dataset_queries"
+    id: Mapped[Id]
+    dataset_id: Mapped[DatasetId]
+    content: Mapped[str] = mapped_column(Text)
+    source: Mapped[str] = mapped_column(String(32))
+    created_by: Mapped[uuid.UUID]
+    created_at: Mapped[CreatedAt]

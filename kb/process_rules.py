@@ -1,0 +1,204 @@
+"""Process rules: how a document asks to be cleaned and split, and the graph that does it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from kb.errors import InvalidParam
+from kb.models import DocForm, IndexingTechnique
+from pipelines.errors import NodeError
+from pipelines.nodes.chunk import check_limits
+
+AUTOMATIC_RULES: dict[str, Any] = {
+    "pre_processing_rules": [
+        {"id": "remove_extra_spaces", "enabled": True},
+        {"id": "remove_urls_emails", "enabled": False},
+    ],
+    "segmentation": {"delimiter": "\n", "max_tokens": 500, "chunk_overlap": 50},
+}
+"""As the contract stores and returns them (`delimiter`, not `separator`)."""
+
+PLACEHOLDER_RULE: dict[str, Any] = {
+    "mode": "custom",
+    "rules": AUTOMATIC_RULES
+    | {"segmentation": {"delimiter": "\n", "max_tokens": 1024, "chunk_overlap": 50}},
+}
+"""Shown for a dataset that has no rule yet."""
+
+
+class PreProcessingRule(BaseModel):
+    """One cleaning step, on or off; unknown ids are accepted and have no effect."""
+
+    id: str
+    enabled: bool
+
+
+class Segmentation(BaseModel):
+    """Where to cut; lengths are characters, whatever the wire name says."""
+
+    model_config = ConfigDict(extra="ignore")
+    separator: str = "\n"
+    max_tokens: int
+    chunk_overlap: int = 0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _accept_delimiter(cls, value: Any) -> Any:
+        if isinstance(value, Mapping) and "separator" not in value and "delimiter" in value:
+            return {**value, "separator": value["delimiter"]}
+        return value
+
+
+class Rules(BaseModel):
+    """The rules of a custom or hierarchical process rule."""
+
+    model_config = ConfigDict(extra="ignore")
+    pre_processing_rules: list[PreProcessingRule] | None = None
+    segmentation: Segmentation | None = None
+    parent_mode: Literal["paragraph", "full-doc"] | None = None
+    subchunk_segmentation: Segmentation | None = None
+
+    def enables(self, rule_id: str) -> bool:
+        """Whether a cleaning step is on; of several entries the last counts."""
+        return {r.id: r.enabled for r in self.pre_processing_rules or []}.get(rule_id, False)
+
+
+class ProcessRuleIn(BaseModel):
+    """A process rule as a request states it."""
+
+    model_config = ConfigDict(extra="ignore")
+    mode: Literal["automatic", "custom", "hierarchical"]
+    rules: Rules | None = None
+
+    def stored(self) -> dict[str, Any] | None:
+        """The `rules` column: what was sent; the constant for `automatic`."""
+        if self.mode == "automatic":
+            return AUTOMATIC_RULES
+        return self.rules.model_dump(mode="json") if self.rules else None
+
+
+def validate(rule: ProcessRuleIn) -> None:
+    """Refuse what could never work.
+
+    Length bounds are checked when the document is split: they then fail that document.
+
+    Raises:
+        InvalidParam: names the missing or unusable value.
+    """
+    if rule.mode == "automatic":
+        return
+    if rule.rules is None:
+        raise InvalidParam(f"process_rule.rules is required when mode is {rule.mode!r}")
+    rules = rule.rules
+    if rules.pre_processing_rules is None:
+        raise InvalidParam(
+            "process_rule.rules.pre_processing_rules is required; send [] for no cleaning"
+        )
+    full_doc = rule.mode == "hierarchical" and rules.parent_mode == "full-doc"
+    if rules.segmentation is None:
+        if full_doc:
+            return
+        raise InvalidParam("process_rule.rules.segmentation is required")
+    if not rules.segmentation.separator:
+        raise InvalidParam("process_rule.rules.segmentation.separator is empty; use e.g. '\\n'")
+    if rules.segmentation.max_tokens <= 0 and not full_doc:
+        raise InvalidParam(
+            f"process_rule.rules.segmentation.max_tokens is {rules.segmentation.max_tokens}; "
+            "it must be at least 50"
+        )
+
+
+@dataclass(frozen=True)
+class GraphChoice:
+    """A built-in pipeline definition and its parameters."""
+
+    definition: str
+    parameters: dict[str, object]
+
+
+def graph_for(
+    doc_form: DocForm,
+    technique: IndexingTechnique,
+    mode: str,
+    rules: Mapping[str, Any] | None,
+    *,
+    max_chunk_chars: int,
+) -> GraphChoice:
+    """The pipeline that a document without one of its own runs through.
+
+    Raises:
+        NodeError: code `invalid_process_rule`; a length is out of bounds or a part is missing.
+    """
+    if doc_form is DocForm.HIERARCHICAL:
+        return _parent_child(mode, rules, max_chunk_chars)
+    definition = "general" if technique is IndexingTechnique.HIGH_QUALITY else "general_economy"
+    parsed = Rules.model_validate(rules or AUTOMATIC_RULES)
+    cleaning = _cleaning(parsed)
+    if mode == "automatic":
+        return GraphChoice(definition, {"mode": "automatic", **cleaning})
+    cut = _checked(parsed.segmentation, "segmentation", max_chunk_chars)
+    return GraphChoice(
+        definition,
+        {
+            "mode": "custom",
+            "separator": cut.separator,
+            "max_chars": cut.max_tokens,
+            "overlap_chars": cut.chunk_overlap,
+            **cleaning,
+        },
+    )
+
+
+# What the contract's clients show as defaults: a hierarchical document may come with an
+# automatic rule, which says nothing of parents and children.
+_DEFAULT_PARENT = Segmentation(separator="\n\n", max_tokens=1024, chunk_overlap=0)
+_DEFAULT_CHILD = Segmentation(separator="\n", max_tokens=512, chunk_overlap=0)
+
+
+def _parent_child(
+    mode: str, rules: Mapping[str, Any] | None, max_chunk_chars: int
+) -> GraphChoice:
+    parsed = Rules.model_validate(rules or AUTOMATIC_RULES)
+    if mode == "automatic":
+        parsed = parsed.model_copy(
+            update={"segmentation": _DEFAULT_PARENT, "subchunk_segmentation": _DEFAULT_CHILD}
+        )
+    child = _checked(parsed.subchunk_segmentation, "subchunk_segmentation", max_chunk_chars)
+    children: dict[str, object] = {
+        "child_separator": child.separator,
+        "child_max_chars": child.max_tokens,
+        "child_overlap_chars": child.chunk_overlap,
+    }
+    if parsed.parent_mode == "full-doc":
+        return GraphChoice("parent_child_full_doc", children)
+    parent = _checked(parsed.segmentation, "segmentation", max_chunk_chars)
+    return GraphChoice(
+        "parent_child",
+        {
+            "separator": parent.separator,
+            "max_chars": parent.max_tokens,
+            "overlap_chars": parent.chunk_overlap,
+            **children,
+            **_cleaning(parsed),
+        },
+    )
+
+
+def _cleaning(rules: Rules) -> dict[str, object]:
+    return {
+        name: rules.enables(name) for name in ("remove_extra_spaces", "remove_urls_emails")
+    }
+
+
+def _checked(part: Segmentation | None, name: str, maximum: int) -> Segmentation:
+    if part is None:
+        raise NodeError(
+            f"the process rule has no rules.{name}; send it with separator and max_tokens",
+            code="invalid_process_rule",
+        )
+    check_limits(part.max_tokens, part.chunk_overlap, maximum=maximum)
+    return part

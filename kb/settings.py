@@ -1,0 +1,94 @@
+"""Every environment variable, typed, with units in the name and its default."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Embedding(BaseModel):
+    """The embedding model that datasets use unless they name another."""
+
+    model_path: Path | None = None
+    """A sentence-transformers model directory; None is the packaged all-MiniLM-L6-v2."""
+    threads: int = Field(default_factory=lambda: os.cpu_count() or 1, gt=0)
+    batch_size: int = Field(default=16, gt=0, le=1024)
+    niceness: int = Field(default=10, ge=0, le=19)
+    """Added to the embedding threads' niceness, so that queries come first."""
+
+
+class Ingestion(BaseModel):
+    """How documents are worked on."""
+
+    workers: int = Field(default=2, gt=0, le=64)
+    """Documents in work at once in this process."""
+    lease_s: float = Field(default=60.0, gt=0)
+    """A worker that does not renew its claim for this long is taken for dead."""
+    poll_s: float = Field(default=1.0, gt=0)
+    """How often an idle worker looks for work that nobody announced."""
+    max_attempts: int = Field(default=3, gt=0)
+    """Tries at a document that fails for a transient reason."""
+    max_crashes: int = Field(default=5, gt=0)
+    """Times that the process may die while it reads a document before the document is given up."""
+    retry_base_s: float = Field(default=5.0, ge=0)
+    """Wait before the second attempt; doubles with each further one."""
+    retry_max_s: float = Field(default=600.0, ge=0)
+    batch_segments: int = Field(default=128, gt=0, le=4096)
+    """Segments embedded, indexed and marked as done at a time."""
+
+
+class Retrieval(BaseModel):
+    """How queries are answered."""
+
+    candidate_depth: int = Field(default=200, gt=0, le=5000)
+    """Candidates that each leg of a hybrid query contributes."""
+    threads: int = Field(default=4, gt=0)
+    """Legs searched in parallel in this process."""
+    vector_weight: float = Field(default=0.5, ge=0, le=1)
+    """Weight of the dense leg of a hybrid query that gives no weights."""
+
+
+class Limits(BaseModel):
+    """Bounds on what callers may ask for."""
+
+    file_bytes: int = Field(default=15_000_000, gt=0)
+    document_name_chars: int = Field(default=200, gt=0)
+    text_chars: int = Field(default=20_000_000, gt=0)
+    query_chars: int = Field(default=250, gt=0)
+    top_k: int = Field(default=100, gt=0)
+    page_rows: int = Field(default=100, gt=0)
+    chunk_chars: int = Field(default=4000, ge=50)
+    """Upper bound of `max_tokens` in a process rule."""
+    min_free_bytes: int = Field(default=256_000_000, ge=0)
+    """Writes stop when the data directory's disk has less free than this, or than 5 %."""
+
+
+class Settings(BaseSettings):
+    """The process's settings; `KB_LIMITS__FILE_BYTES=50000000` sets `limits.file_bytes`."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="KB_", env_nested_delimiter="__", env_file=".env", extra="ignore", frozen=True
+    )
+    data_dir: Path = Path("kb-data")
+    database_url: str | None = Field(default=None, repr=False)
+    """None: SQLite in the data directory."""
+    api_key: SecretStr | None = None
+    """Accepted as the workspace's key; None: the first start makes one and prints it once."""
+    host: str = "127.0.0.1"
+    port: int = Field(default=8000, ge=0, le=65535)
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    shutdown_s: float = Field(default=20.0, gt=0)
+    """How long a stop waits for requests and batches in work."""
+    embedding: Embedding = Embedding()
+    ingestion: Ingestion = Ingestion()
+    retrieval: Retrieval = Retrieval()
+    limits: Limits = Limits()
+
+    @property
+    def sqlalchemy_url(self) -> str:
+        """The database's URL; SQLite under the data directory when none is set."""
+        return self.database_url or f"sqlite:///{self.data_dir.resolve() / 'kb.db'}"
