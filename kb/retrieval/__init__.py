@@ -1,0 +1,1 @@
+"""Finding passages: text analysis, the legs, fusion, and the one way in."""
