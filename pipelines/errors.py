@@ -4,8 +4,14 @@
     ├── GraphError                a definition cannot run: unknown kind, missing edge, misfit, loop
     ├── NodeError                 a node cannot do its work on this value
     │   └── ExtractionError       a file cannot be read; `code` says how it is bad
+    ├── Cancelled                 the caller asked the run to stop
     └── TransientError            the world's fault for now; safe to retry
 """
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 
 class PipelineError(Exception):
@@ -13,9 +19,12 @@ class PipelineError(Exception):
 
     Attributes:
         code: machine-readable reason, lower snake case, stored with a failed document.
+        node_id, kind: the node in which it happened, set by the engine; None outside a run.
     """
 
     code = "pipeline_error"
+    node_id: str | None = None
+    kind: str | None = None
 
     def __init__(self, message: str, *, code: str | None = None) -> None:
         super().__init__(message)
@@ -24,10 +33,38 @@ class PipelineError(Exception):
             self.code = code
 
 
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong with a definition, and what would be right.
+
+    Attributes:
+        node_id: the node it is about; None for the definition as a whole.
+        field: where in the node or definition: `kind`, `options.max_chars`, `edges[2].to`.
+    """
+
+    node_id: str | None
+    field: str
+    message: str
+
+    def __str__(self) -> str:
+        where = f"node {self.node_id!r}, {self.field}" if self.node_id is not None else self.field
+        return f"{where}: {self.message}"
+
+
 class GraphError(PipelineError):
-    """A pipeline definition that cannot run; found before anything runs."""
+    """A pipeline definition that cannot run; found before anything runs.
+
+    Attributes:
+        problems: everything that was found, in the order of the definition; may be empty.
+    """
 
     code = "invalid_pipeline"
+
+    def __init__(
+        self, message: str, *, code: str | None = None, problems: Sequence[Problem] = ()
+    ) -> None:
+        super().__init__(message, code=code)
+        self.problems = tuple(problems)
 
 
 class NodeError(PipelineError):
@@ -44,6 +81,12 @@ class ExtractionError(NodeError):
     """
 
     code = "extraction_failed"
+
+
+class Cancelled(PipelineError):
+    """The caller asked the run to stop; it may be started again."""
+
+    code = "cancelled"
 
 
 class TransientError(PipelineError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Generic, TypeVar, get_args, get_origin
+from typing import Any, ClassVar, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
@@ -18,7 +18,7 @@ Out = TypeVar("Out")
 
 @dataclass(frozen=True)
 class RunContext:
-    """What a run lends its nodes; a node asks for what it needs and says clearly what is missing."""
+    """What a run lends its nodes; a node that misses something it needs says so clearly."""
 
     embedder: Embedder | None = None
     sink: ChunkSink | None = None
@@ -56,15 +56,20 @@ class Node(BaseModel, Generic[In, Out]):
 
 
 def _parameters(cls: type[Any]) -> tuple[Any, Any]:
+    bound: dict[Any, Any] = {}  # type variables of generic classes between Node and `cls`
     for base in cls.__mro__:
         meta = getattr(base, "__pydantic_generic_metadata__", None)
-        if meta and meta["origin"] is Node and len(meta["args"]) == 2:
-            return meta["args"][0], meta["args"][1]
-        for parent in getattr(base, "__orig_bases__", ()):
-            if get_origin(parent) is Node:
-                args = get_args(parent)
-                return args[0], args[1]
-    raise GraphError(f"node class {cls.__name__} does not say what it takes and gives: Node[In, Out]")
+        if not meta or meta["origin"] is None:
+            continue
+        args = [bound.get(arg, arg) for arg in meta["args"]]
+        if meta["origin"] is Node and len(args) == 2:
+            return args[0], args[1]
+        parameters = meta["origin"].__pydantic_generic_metadata__["parameters"]
+        bound.update(zip(parameters, args, strict=False))
+    raise GraphError(
+        f"node class {cls.__name__} does not say what it takes and gives: "
+        f"derive it from Node[In, Out], for example Node[ParsedDocument, Chunked]"
+    )
 
 
 _KINDS: dict[str, type[Node[Any, Any]]] = {}
@@ -78,6 +83,7 @@ def node(kind: str) -> Callable[[AnyNode], AnyNode]:
         known = _KINDS.get(kind)
         if known is not None and known.__qualname__ != cls.__qualname__:
             raise GraphError(f"node kind {kind!r} is already taken by {known.__qualname__}")
+        _parameters(cls)  # a class without types fails here, not in the first graph that uses it
         cls.kind = kind
         _KINDS[kind] = cls
         return cls
