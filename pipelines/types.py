@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -42,7 +43,7 @@ class Origin:
     """Heading path, outermost first."""
     sheet: str | None = None
     rows: tuple[int, int] | None = None
-    """First and last spreadsheet or CSV row, 1-based, inclusive, as a spreadsheet program counts."""
+    """First and last spreadsheet or CSV row, 1-based, inclusive, counted as in a spreadsheet."""
 
     @staticmethod
     def merged(origins: Sequence[Origin]) -> Origin:
@@ -89,13 +90,17 @@ class SourceMap:
     runs: tuple[tuple[int, int, int], ...]
 
     def to_source(self, start: int, end: int) -> tuple[int, int]:
-        """The smallest source span that holds the kept characters of edited span [start, end)."""
-        import bisect
+        """The smallest source span that holds the kept characters of edited span [start, end).
 
-        i = bisect.bisect_right(self.runs, (start, float("inf"), 0)) - 1  # type: ignore[arg-type]
+        A span without any (empty, or inserted text only) gives the empty span where it stands.
+        """
+        if not self.runs:
+            return 0, 0
+        here = max(bisect_right(self.runs, start, key=lambda run: run[0]) - 1, 0)
         first: int | None = None
         last = 0
-        for at, source, length in self.runs[max(i, 0) :]:
+        for i in range(here, len(self.runs)):  # by index: a slice would copy the rest every time
+            at, source, length = self.runs[i]
             if at >= end:
                 break
             a, b = max(start, at), min(end, at + length)
@@ -104,10 +109,22 @@ class SourceMap:
             if first is None:
                 first = source + a - at
             last = source + b - at
-        if first is None:  # only inserted characters: the place where they stand
-            at, source, length = self.runs[max(i, 0)] if self.runs else (0, 0, 0)
-            return source + length, source + length
+        if first is None:
+            at, source, length = self.runs[here]
+            place = source + min(max(start - at, 0), length)
+            return place, place
         return first, last
+
+    def to_edited(self, offset: int) -> int:
+        """The edited offset of a source offset; of a deleted character, the place where it stood.
+
+        Inserted text counts as standing after that place.
+        """
+        here = bisect_right(self.runs, offset, key=lambda run: run[1]) - 1
+        if here < 0:
+            return 0
+        at, source, length = self.runs[here]
+        return at + min(offset - source, length)
 
     def then(self, inner: SourceMap) -> SourceMap:
         """This map composed with `inner`, the map of the text that was edited before."""
@@ -133,8 +150,9 @@ class ParsedDocument:
     Attributes:
         text: what is searched and returned; all offsets are characters (code points) into it.
         blocks: ascending, not overlapping.
-        source_map: set when `text` was edited after extraction; maps it to the extracted text.
         warnings: what a reader should know, one sentence each ("pages 3, 7 have no text").
+        source_map: set when `text` was edited after extraction; maps it to the extracted text.
+        source_text: the extracted text, set together with `source_map`.
     """
 
     text: str
@@ -143,6 +161,14 @@ class ParsedDocument:
     extractor: str = ""
     warnings: tuple[str, ...] = ()
     source_map: SourceMap | None = None
+    source_text: str | None = None
+
+    @property
+    def extracted_text(self) -> str:
+        """The text before any cleaning, which `source_span` points into; empty when unknown."""
+        if self.source_map is None:
+            return self.text
+        return self.source_text or ""
 
     def sections(self) -> Iterator[tuple[int, int]]:
         """Half-open spans that chunks stay within, in order; together they cover all the text."""
@@ -151,11 +177,10 @@ class ParsedDocument:
 
     def origin(self, start: int, end: int) -> Origin:
         """Where the text of [start, end) comes from."""
-        import bisect
-
-        i = bisect.bisect_right(self.blocks, start, key=lambda b: b.start) - 1
+        here = max(bisect_right(self.blocks, start, key=lambda b: b.start) - 1, 0)
         touched: list[Origin] = []
-        for block in self.blocks[max(i, 0) :]:
+        for i in range(here, len(self.blocks)):  # by index: a slice would copy the rest every time
+            block = self.blocks[i]
             if block.start >= end:
                 break
             if block.end > start:
