@@ -14,7 +14,7 @@ from pipelines.node import Node, RunContext
 from pipelines.typefit import is_a, type_name
 
 
-class EventType(StrEnum):
+class EventKind(StrEnum):
     """What a run reports. Every run ends with exactly one of run finished, failed, cancelled."""
 
     RUN_STARTED = "run_started"
@@ -31,22 +31,22 @@ class RunEvent:
     """One thing that happened in a run.
 
     Attributes:
-        type: what happened.
+        kind: what happened.
         pipeline: the graph's name.
         at_s: when, on the clock of `time.perf_counter`; never goes back.
         elapsed_s: since the run or the node started; 0 for the start events.
-        node_id, kind, role: the node; for `run_started` the node where the run begins, for
+        node_id, node_kind, role: the node; for `run_started` the node where the run begins, for
             `run_cancelled` the one that was not run; None for `run_finished`.
         step, steps: the node's place in this run, from 1, and how many nodes the run has.
         error_code, message: why, for failed and cancelled.
     """
 
-    type: EventType
+    kind: EventKind
     pipeline: str
     at_s: float
     elapsed_s: float
     node_id: str | None
-    kind: str | None
+    node_kind: str | None
     role: str | None
     step: int
     steps: int
@@ -120,33 +120,33 @@ def run(
     if not is_a(value, graph.nodes[begin].takes()):
         raise _misfit(graph, begin, value)
     tell = _Teller(graph, order, on_event)
-    tell(EventType.RUN_STARTED, begin)
+    tell(EventKind.RUN_STARTED, begin)
     timings: list[NodeTiming] = []
     inputs = {begin: value}
     outputs: dict[str, Any] = {}
     for node_id in order:
         if ctx.cancelled():
             cancelled = _marked(Cancelled("the run was cancelled"), node_id, graph.kind(node_id))
-            tell(EventType.RUN_CANCELLED, node_id, tell.elapsed_s(), cancelled)
+            tell(EventKind.RUN_CANCELLED, node_id, tell.elapsed_s(), cancelled)
             raise cancelled
-        tell(EventType.NODE_STARTED, node_id)
+        tell(EventKind.NODE_STARTED, node_id)
         began = perf_counter()
         try:
             given = _work(graph.nodes[node_id], node_id, inputs.pop(node_id), ctx)
         except PipelineError as exc:
             _marked(exc, node_id, graph.kind(node_id))
-            tell(EventType.NODE_FAILED, node_id, perf_counter() - began, exc)
-            ending = EventType.RUN_CANCELLED if isinstance(exc, Cancelled) else EventType.RUN_FAILED
+            tell(EventKind.NODE_FAILED, node_id, perf_counter() - began, exc)
+            ending = EventKind.RUN_CANCELLED if isinstance(exc, Cancelled) else EventKind.RUN_FAILED
             tell(ending, node_id, tell.elapsed_s(), exc)
             raise
         seconds = perf_counter() - began
         timings.append(NodeTiming(node_id, graph.kind(node_id), seconds))
-        tell(EventType.NODE_FINISHED, node_id, seconds)
+        tell(EventKind.NODE_FINISHED, node_id, seconds)
         targets = graph.targets(node_id)
         inputs.update(dict.fromkeys(targets, given))
         if not targets:
             outputs[node_id] = given
-    tell(EventType.RUN_FINISHED, None, tell.elapsed_s())
+    tell(EventKind.RUN_FINISHED, None, tell.elapsed_s())
     return RunResult(outputs, tuple(timings), tell.elapsed_s())
 
 
@@ -198,7 +198,7 @@ class _Teller:
 
     def __call__(
         self,
-        type: EventType,
+        kind: EventKind,
         node_id: str | None,
         elapsed_s: float = 0.0,
         error: PipelineError | None = None,
@@ -207,12 +207,12 @@ class _Teller:
             return
         self._on_event(
             RunEvent(
-                type=type,
+                kind=kind,
                 pipeline=self._graph.name,
                 at_s=perf_counter(),
                 elapsed_s=elapsed_s,
                 node_id=node_id,
-                kind=self._graph.kind(node_id) if node_id is not None else None,
+                node_kind=self._graph.kind(node_id) if node_id is not None else None,
                 role=self._graph.role(node_id) if node_id is not None else None,
                 step=self._steps[node_id] if node_id is not None else len(self._steps),
                 steps=len(self._steps),
