@@ -75,8 +75,11 @@ def open_database(url: str) -> Sessions:
         engine = create_engine(url, pool_pre_ping=True)
         return _sessions(engine, engine)
     engine = create_engine(
-        url, connect_args={"timeout": 30.0, "check_same_thread": False}, pool_size=32,
-        max_overflow=32, json_serializer=lambda value: json.dumps(value, ensure_ascii=False),
+        url,
+        connect_args={"timeout": 30.0, "check_same_thread": False},
+        pool_size=32,
+        max_overflow=32,
+        json_serializer=lambda value: json.dumps(value, ensure_ascii=False),
     )
 
     @event.listens_for(engine, "connect")

@@ -1,22 +1,22 @@
 """What can go wrong at a caller's request.
 
-    KBError                         every public error: `code`, `message`, `status`
-    ├── Unauthorized        401     no or wrong API key
-    ├── Forbidden           403
-    ├── NotFound            404
-    ├── InvalidParam        400     a value that cannot be used; the message names it and the remedy
-    │   ├── BadRequest      400     the body is not JSON
-    │   ├── NoFileUploaded, TooManyFiles, FilenameMissing
-    │   └── DatasetNotInitialized, DocumentIndexing, ProviderNotInitialized
-    ├── Conflict            409
-    │   └── DatasetNameDuplicate
-    ├── FileTooLarge        413
-    ├── UnsupportedFileType 415
-    ├── Unprocessable       422     the body of POST/PATCH /datasets does not validate
-    ├── ArchivedDocument    403
-    └── Unavailable         503     a store is busy, full or gone; safe to retry
-        ├── DataDirectoryInUse      another process holds the data directory
-        └── StoreUnavailable        the index did not answer
+KBError                         every public error: `code`, `message`, `status`
+├── Unauthorized        401     no or wrong API key
+├── Forbidden           403
+├── NotFound            404
+├── InvalidParam        400     a value that cannot be used; the message names it and the remedy
+│   ├── BadRequest      400     the body is not JSON
+│   ├── NoFileUploaded, TooManyFiles, FilenameMissing
+│   └── DatasetNotInitialized, DocumentIndexing, ProviderNotInitialized
+├── Conflict            409
+│   └── DatasetNameDuplicate
+├── FileTooLarge        413
+├── UnsupportedFileType 415
+├── Unprocessable       422     the body of POST/PATCH /datasets does not validate
+├── ArchivedDocument    403
+└── Unavailable         503     a store is busy, full or gone; safe to retry
+    ├── DataDirectoryInUse      another process holds the data directory
+    └── StoreUnavailable        the index did not answer
 """
 
 from __future__ import annotations

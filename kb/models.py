@@ -15,7 +15,6 @@ from sqlalchemy import (
     String,
     Text,
     UniqueConstraint,
-    false,
 )
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -63,13 +62,12 @@ class JobKind(StrEnum):
     DELETE_DOCUMENT = "delete_document"
     DELETE_DATASET = "delete_dataset"
     DELETE_BLOBS = "delete_blobs"
+    CHECK_DRIFT = "check_drift"
     REBUILD_DATASET = "rebuild_dataset"
 
 
 def _enum(cls: type[StrEnum]) -> Enum:
-    return Enum(
-        cls, native_enum=False, length=32, values_callable=lambda e: [m.value for m in e]
-    )
+    return Enum(cls, native_enum=False, length=32, values_callable=lambda e: [m.value for m in e])
 
 
 Id = Annotated[uuid.UUID, mapped_column(primary_key=True, default=new_id)]
@@ -216,7 +214,7 @@ class Document(Base):
     indexing_status: Mapped[IndexingStatus] = mapped_column(
         _enum(IndexingStatus), default=IndexingStatus.WAITING
     )
-    is_paused: Mapped[bool] = mapped_column(default=False, server_default=false())
+    is_paused: Mapped[bool] = mapped_column(default=False)
     queued_at: Mapped[CreatedAt]
     lease_owner: Mapped[str | None] = mapped_column(String(64), index=True)
     lease_expires_at: Mapped[datetime | None]
@@ -289,6 +287,8 @@ class Segment(Base):
     answer: Mapped[str | None] = mapped_column(Text)
     text_hash: Mapped[str] = mapped_column(String(64))
     word_count: Mapped[int]
+    term_count: Mapped[int]
+    """Terms of the analysed text: its length as BM25 counts it."""
     tokens: Mapped[int] = mapped_column(default=0)
     keywords: Mapped[list[Any] | None]
     start_offset: Mapped[int]
@@ -330,6 +330,7 @@ class ChildChunk(Base):
     content: Mapped[str] = mapped_column(Text)
     text_hash: Mapped[str] = mapped_column(String(64))
     word_count: Mapped[int]
+    term_count: Mapped[int]
     start_offset: Mapped[int]
     end_offset: Mapped[int]
     live: Mapped[bool] = mapped_column(default=False)

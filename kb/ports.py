@@ -185,9 +185,7 @@ class SegmentIndex(Protocol):
         """Every point once, ascending by id; points written during the scan may be missing."""
         ...
 
-    def vectors(
-        self, space: Space, ids: Sequence[UUID]
-    ) -> dict[UUID, tuple[Vector | None, Terms]]:
+    def vectors(self, space: Space, ids: Sequence[UUID]) -> dict[UUID, tuple[Vector | None, Terms]]:
         """The stored vectors (float32, as normalised by the engine); unknown ids are left out."""
         ...
 
@@ -229,6 +227,10 @@ class BlobStore(Protocol):
         """Remove the blob; removing a missing one is fine."""
         ...
 
-    def keys(self, prefix: str = "") -> Iterator[str]:
-        """Every key that starts with `prefix`, ascending."""
+    def keys(self, prefix: str = "", *, older_than_s: float = 0.0) -> Iterator[str]:
+        """Every key that starts with `prefix`, ascending.
+
+        Args:
+            older_than_s: leave out blobs that were written less than so many seconds ago.
+        """
         ...

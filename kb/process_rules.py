@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from kb.errors import InvalidParam
 from kb.models import DocForm, IndexingTechnique
@@ -159,9 +159,7 @@ _DEFAULT_PARENT = Segmentation(separator="\n\n", max_tokens=1024, chunk_overlap=
 _DEFAULT_CHILD = Segmentation(separator="\n", max_tokens=512, chunk_overlap=0)
 
 
-def _parent_child(
-    mode: str, rules: Mapping[str, Any] | None, max_chunk_chars: int
-) -> GraphChoice:
+def _parent_child(mode: str, rules: Mapping[str, Any] | None, max_chunk_chars: int) -> GraphChoice:
     parsed = Rules.model_validate(rules or AUTOMATIC_RULES)
     if mode == "automatic":
         parsed = parsed.model_copy(
@@ -189,9 +187,7 @@ def _parent_child(
 
 
 def _cleaning(rules: Rules) -> dict[str, object]:
-    return {
-        name: rules.enables(name) for name in ("remove_extra_spaces", "remove_urls_emails")
-    }
+    return {name: rules.enables(name) for name in ("remove_extra_spaces", "remove_urls_emails")}
 
 
 def _checked(part: Segmentation | None, name: str, maximum: int) -> Segmentation:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, CursorResult, and_, or_, select, update
+from sqlalchemy import ColumnElement, CursorResult, and_, case, or_, select, update
 from sqlalchemy.orm import Session
 
 from kb.db import Sessions, now, reading, transaction
@@ -109,7 +109,7 @@ def claim_document(
             )
             .returning(Document.dataset_id, Document.pending_version, Document.attempts)
         ).one_or_none()
-    if row is None:
+    if row is None or row[1] is None:
         return None
     return Claim(document_id, row[0], row[1], owner, row[2])
 
@@ -135,7 +135,7 @@ def release(sessions: Sessions, claim: Claim) -> None:
             .values(
                 lease_owner=None,
                 lease_expires_at=None,
-                attempts=claim.attempt - 1,
+                attempts=case((Document.attempts > 0, Document.attempts - 1), else_=0),
                 indexing_status=IndexingStatus.WAITING,
             )
         )

@@ -1,0 +1,229 @@
+"""Routes that answer queries: retrieve (hit testing), and the external-knowledge contract."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, BackgroundTasks, Request
+from fastapi.responses import JSONResponse
+
+from kb.api import shapes
+from kb.api.deps import (
+    CallerDep,
+    DatasetDep,
+    JsonBody,
+    ReadSessionDep,
+    ResourcesDep,
+    bearer_token,
+    find_caller,
+    find_dataset,
+    get_resources,
+    parse,
+)
+from kb.db import reading, transaction
+from kb.documents import count_hits
+from kb.errors import InvalidParam, KBError, NotFound, ProviderNotInitialized, Unauthorized
+from kb.models import Dataset, DatasetQuery
+from kb.resources import Resources
+from kb.retrieval.fusion import Weights
+from kb.retrieval.service import retrieve
+from kb.retrieval.types import RetrievalSettings, Retrieved, SearchMethod
+from kb.schemas import ExternalRetrieval, HitTesting, MetadataFilter, RetrievalModelIn
+from kb.settings import Settings
+
+router = APIRouter(tags=["retrieval"])
+
+_EXECUTED_TOP_K = 4  # the contract shows 2 as default but searches with 4
+
+
+@router.post("/v1/datasets/{dataset_id}/retrieve")
+@router.post("/v1/datasets/{dataset_id}/hit-testing", include_in_schema=False)
+def retrieve_segments(
+    body: JsonBody,
+    request: Request,
+    dataset: DatasetDep,
+    session: ReadSessionDep,
+    resources: ResourcesDep,
+    background: BackgroundTasks,
+) -> dict[str, Any]:
+    """Find the segments that answer `query`; `retrieval_model` overrides the dataset's settings.
+
+    With `?explain=true` (ours, beyond the contract) each record says how its score came about.
+    """
+    asked = parse(HitTesting, body)
+    stored = RetrievalModelIn.model_validate(dataset.retrieval_model or {})
+    model = asked.retrieval_model or stored
+    query = check_query(asked.query, resources.settings)
+    refuse_filter(model.metadata_filtering_conditions)
+    found = retrieve(
+        session, query, [dataset], search_settings(model, resources.settings), resources
+    )
+    background.add_task(_remember_query, resources, dataset, query, "hit_testing", None)
+    explain = request.query_params.get("explain", "").lower() in ("1", "true", "yes")
+    answer: dict[str, Any] = {
+        "query": {"content": asked.query},
+        "records": [shapes.record(hit, explain=explain) for hit in found.hits],
+    }
+    if explain:
+        answer["timings_ms"] = found.timings_ms
+    return answer
+
+
+def check_query(query: str, settings: Settings) -> str:
+    """The query, if it may be asked.
+
+    Raises:
+        InvalidParam: empty, or longer than the limit.
+    """
+    limit = settings.limits.query_chars
+    if not query.strip():
+        raise InvalidParam("query is empty; ask something")
+    if len(query) > limit:
+        raise InvalidParam(
+            f"query has {len(query)} characters, the limit is {limit}; shorten it, or raise "
+            "KB_LIMITS__QUERY_CHARS"
+        )
+    return query
+
+
+def search_settings(model: RetrievalModelIn, settings: Settings) -> RetrievalSettings:
+    """A retrieval model as the service takes it.
+
+    Raises:
+        InvalidParam: a value out of range.
+        ProviderNotInitialized: it names a rerank model; none is configured here.
+    """
+    top_k = _EXECUTED_TOP_K if model.top_k is None else model.top_k
+    if not 1 <= top_k <= settings.limits.top_k:
+        raise InvalidParam(
+            f"top_k is {top_k}; it must lie between 1 and {settings.limits.top_k} "
+            "(KB_LIMITS__TOP_K)"
+        )
+    rerank = model.reranking_model
+    if (
+        model.reranking_enable
+        and model.reranking_mode != "weighted_score"
+        and rerank
+        and rerank.reranking_model_name
+    ):
+        raise ProviderNotInitialized(
+            f"rerank model {rerank.reranking_model_name!r} is not configured; use reranking_mode "
+            "'weighted_score' or set reranking_enable to false"
+        )
+    threshold = model.score_threshold or 0.0 if model.score_threshold_enabled else None
+    return RetrievalSettings(
+        SearchMethod(model.search_method), top_k, threshold, _weights(model, settings)
+    )
+
+
+def _weights(model: RetrievalModelIn, settings: Settings) -> Weights:
+    given = model.weights
+    if given is None or given.vector_setting is None or given.keyword_setting is None:
+        dense = settings.retrieval.vector_weight
+        return Weights(dense, 1 - dense)
+    try:
+        return Weights(given.vector_setting.vector_weight, given.keyword_setting.keyword_weight)
+    except ValueError as exc:
+        raise InvalidParam(str(exc)) from exc
+
+
+def refuse_filter(asked: MetadataFilter | None) -> None:
+    """Refuse conditions on metadata rather than answer as if there were none.
+
+    Raises:
+        InvalidParam: there is a condition that would have an effect.
+    """
+    effective = [
+        c
+        for c in (asked.conditions if asked else None) or []
+        if c.value is not None or c.comparison_operator in ("empty", "not empty")
+    ]
+    if effective:
+        raise InvalidParam(
+            f"metadata field {effective[0].name!r}: documents have no metadata fields yet, so "
+            "conditions on them cannot be answered; leave metadata_filtering_conditions out"
+        )
+
+
+def _remember_query(
+    resources: Resources,
+    dataset: Dataset,
+    query: str,
+    source: str,
+    found: Retrieved | None,
+) -> None:
+    """Log the query and, for answers that were used, count the hits; after the answer is sent."""
+    with transaction(resources.sessions) as session:
+        if session.get(Dataset, dataset.id) is None:
+            return
+        session.add(
+            DatasetQuery(
+                dataset_id=dataset.id,
+                content=query,
+                source=source,
+                created_by=resources.owner_id,
+            )
+        )
+        if found is not None and found.hits:
+            count_hits(session, [hit.segment.id for hit in found.hits])
+
+
+@router.post("/retrieval")
+@router.post("//retrieval", include_in_schema=False)
+@router.post("/v1/retrieval", include_in_schema=False)
+def external_retrieval(
+    body: JsonBody, request: Request, background: BackgroundTasks
+) -> JSONResponse:
+    """The external-knowledge contract: `knowledge_id` is a dataset id.
+
+    A probe without a body or with an empty `knowledge_id` is answered with no records. Errors
+    are `{"error_code", "error_msg"}`: 1001 bad Authorization header, 1002 wrong key, 2001 no
+    such knowledge base.
+    """
+    resources = get_resources(request)
+    try:
+        token = bearer_token(request.headers.get("authorization"))
+    except Unauthorized as exc:
+        return _external_error(403, 1001, exc.message)
+    caller = find_caller(token, resources, request.app.state.process_key)
+    if caller is None:
+        return _external_error(403, 1002, "the API key is not valid")
+    try:
+        asked = parse(ExternalRetrieval, body or {})
+        if not asked.knowledge_id or not asked.query.strip():
+            return JSONResponse({"records": []})
+        return _answer_external(asked, caller, resources, background)
+    except NotFound:
+        return _external_error(404, 2001, f"no knowledge base {asked.knowledge_id!r}")
+    except KBError as exc:
+        return _external_error(exc.status, exc.status, exc.message)
+
+
+def _answer_external(
+    asked: ExternalRetrieval,
+    caller: CallerDep,
+    resources: Resources,
+    background: BackgroundTasks,
+) -> JSONResponse:
+    setting = asked.retrieval_setting
+    refuse_filter(asked.metadata_condition)
+    query = check_query(asked.query, resources.settings)
+    with reading(resources.sessions) as session:
+        dataset = find_dataset(session, caller, asked.knowledge_id)
+        model = RetrievalModelIn.model_validate(dataset.retrieval_model or {}).model_copy(
+            update={
+                "top_k": setting.top_k if setting else None,
+                "score_threshold": setting.score_threshold if setting else None,
+                "score_threshold_enabled": bool(setting and setting.score_threshold),
+            }
+        )
+        found = retrieve(
+            session, query, [dataset], search_settings(model, resources.settings), resources
+        )
+        records = [shapes.external_record(hit) for hit in found.hits]
+    background.add_task(_remember_query, resources, dataset, query, "external", found)
+    return JSONResponse({"records": records}, background=background)
+
+
+def _external_error(status: int, code: int, message: str) -> JSONResponse:
+    return JSONResponse({"error_code": code, "error_msg": message}, status_code=status)

@@ -1,0 +1,43 @@
+"""Routes about the process: health, and the doctor."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse
+from sqlalchemy import text
+
+from kb import doctor
+from kb.api.deps import CallerDep, ResourcesDep, RunnerDep, get_resources
+from kb.db import reading
+
+router = APIRouter(tags=["system"])
+
+
+@router.get("/health/live")
+def live() -> dict[str, str]:
+    """The process runs."""
+    return {"status": "ok"}
+
+
+@router.get("/health/ready")
+def ready(request: Request) -> JSONResponse:
+    """The process can serve: the database answers and no shutdown has begun."""
+    if getattr(request.app.state, "stopping", False):
+        return JSONResponse({"status": "stopping"}, status_code=503)
+    with reading(get_resources(request).sessions) as session:
+        session.execute(text("SELECT 1"))
+    return JSONResponse({"status": "ok"})
+
+
+@router.post("/v1/doctor")
+def run_doctor(
+    request: Request, _caller: CallerDep, resources: ResourcesDep, runner: RunnerDep
+) -> dict[str, Any]:
+    """Compare database, index and files; with `?repair=true` heal what differs."""
+    repair = request.query_params.get("repair", "").lower() in ("1", "true", "yes")
+    report = doctor.examine(resources, repair=repair)
+    if runner is not None:
+        runner.wake()
+    return report.shape()

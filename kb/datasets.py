@@ -1,0 +1,275 @@
+"""Datasets: create, find, list, change, delete."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import func, select
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from kb.db import now
+from kb.errors import DatasetNameDuplicate, InvalidParam, NotFound, ProviderNotInitialized
+from kb.jobs import enqueue
+from kb.models import (
+    Dataset,
+    Document,
+    DocumentVersion,
+    IndexingStatus,
+    IndexingTechnique,
+    JobKind,
+    ProcessRule,
+    UploadFile,
+)
+from kb.ports import Space
+from kb.resources import FULL_TEXT_SPACE, Resources, space_of
+from kb.schemas import DatasetCreate, DatasetUpdate
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What a dataset holds."""
+
+    documents: int = 0
+    available: int = 0
+    words: int = 0
+
+
+def add_dataset(session: Session, body: DatasetCreate, resources: Resources) -> Dataset:
+    """Create a dataset; its name is unique in the workspace.
+
+    Raises:
+        DatasetNameDuplicate: the name is taken.
+        InvalidParam: the embedding model is not one of this server's, or the provider is external.
+    """
+    if body.provider == "external":
+        raise InvalidParam(
+            "provider 'external' is not served here; create the dataset with provider 'vendor'"
+        )
+    dataset = Dataset(
+        workspace_id=resources.workspace_id,
+        name=body.name,
+        description=body.description,
+        provider=body.provider,
+        permission=body.permission or "only_me",
+        retrieval_model=body.retrieval_model.stored() if body.retrieval_model else None,
+        summary_index_setting=body.summary_index_setting,
+        created_by=resources.owner_id,
+        updated_by=resources.owner_id,
+    )
+    if body.indexing_technique is not None:
+        set_technique(
+            dataset,
+            body.indexing_technique,
+            body.embedding_model,
+            body.embedding_model_provider,
+            resources,
+        )
+    try:
+        with session.begin_nested():
+            session.add(dataset)
+    except IntegrityError as exc:
+        raise DatasetNameDuplicate(
+            f"a dataset named {body.name!r} exists already; choose another name"
+        ) from exc
+    return dataset
+
+
+def set_technique(
+    dataset: Dataset,
+    technique: IndexingTechnique,
+    model: str | None,
+    provider: str | None,
+    resources: Resources,
+) -> None:
+    """Fix how a dataset without documents is indexed; embedding fields only for high quality.
+
+    Raises:
+        InvalidParam: the model is not configured; the message names the one that is.
+    """
+    dataset.indexing_technique = technique
+    if technique is IndexingTechnique.ECONOMY:
+        dataset.embedding_model = dataset.embedding_model_provider = None
+        dataset.space_name, dataset.space_dim = FULL_TEXT_SPACE.name, None
+        return
+    default_provider, default_model = resources.default_embedder_name
+    if model and model != default_model:
+        raise InvalidParam(
+            f"embedding model {model!r} is not configured; this server has {default_model!r} "
+            f"of provider {default_provider!r}"
+        )
+    dataset.embedding_model = default_model
+    dataset.embedding_model_provider = provider or default_provider
+    embedder = resources.default_embedder
+    dataset.space_name, dataset.space_dim = embedder.id, embedder.dim
+
+
+def get_dataset(session: Session, workspace_id: uuid.UUID, dataset_id: uuid.UUID) -> Dataset:
+    """The dataset, if it is this workspace's.
+
+    Raises:
+        NotFound: it is not there.
+    """
+    dataset = session.get(Dataset, dataset_id)
+    if dataset is None or dataset.workspace_id != workspace_id:
+        raise NotFound("dataset", dataset_id)
+    return dataset
+
+
+def list_datasets(
+    session: Session,
+    workspace_id: uuid.UUID,
+    *,
+    page: int,
+    limit: int,
+    keyword: str | None = None,
+) -> tuple[Sequence[Dataset], int]:
+    """A page of datasets, newest first, and how many there are in all.
+
+    Args:
+        keyword: case-insensitive part of the name; wildcards have no meaning.
+    """
+    where = [Dataset.workspace_id == workspace_id]
+    if keyword:
+        where.append(Dataset.name.icontains(keyword, autoescape=True))
+    total = session.scalar(select(func.count()).select_from(Dataset).where(*where)) or 0
+    rows = session.scalars(
+        select(Dataset)
+        .where(*where)
+        .order_by(Dataset.created_at.desc(), Dataset.id)
+        .offset((page - 1) * limit)
+        .limit(limit)
+    ).all()
+    return rows, total
+
+
+def count_documents(session: Session, dataset_ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, Counts]:
+    """What each dataset holds; all in one statement."""
+    available = (
+        (Document.indexing_status == IndexingStatus.COMPLETED)
+        & Document.enabled
+        & Document.archived.is_(False)
+    )
+    rows = session.execute(
+        select(
+            Document.dataset_id,
+            func.count(),
+            func.count().filter(available),
+            func.coalesce(func.sum(Document.word_count), 0),
+        )
+        .where(Document.dataset_id.in_(dataset_ids))
+        .group_by(Document.dataset_id)
+    )
+    found = {row[0]: Counts(row[1], row[2], row[3] or 0) for row in rows}
+    return {dataset_id: found.get(dataset_id, Counts()) for dataset_id in dataset_ids}
+
+
+def update_dataset(
+    session: Session, dataset: Dataset, body: DatasetUpdate, resources: Resources
+) -> None:
+    """Apply the keys that the request holds; a null counts only for `description`.
+
+    Raises:
+        InvalidParam: the name is taken, or a change that the dataset's documents forbid.
+    """
+    given = body.model_fields_set
+    if "description" in given:
+        dataset.description = body.description
+    if body.name is not None and body.name != dataset.name:
+        _rename(session, dataset, body.name)
+    if body.permission is not None:
+        dataset.permission = body.permission
+    if body.retrieval_model is not None:
+        dataset.retrieval_model = body.retrieval_model.stored()
+    if body.indexing_technique is not None or body.embedding_model is not None:
+        _change_technique(session, dataset, body, resources)
+    dataset.updated_at, dataset.updated_by = now(), resources.owner_id
+
+
+def _rename(session: Session, dataset: Dataset, name: str) -> None:
+    taken = session.scalar(
+        select(Dataset.id).where(
+            Dataset.workspace_id == dataset.workspace_id,
+            Dataset.name == name,
+            Dataset.id != dataset.id,
+        )
+    )
+    if taken is not None:
+        # 400 and not 409: what existing clients of this route get.
+        raise InvalidParam(f"a dataset named {name!r} exists already; choose another name")
+    dataset.name = name
+
+
+def _change_technique(
+    session: Session, dataset: Dataset, body: DatasetUpdate, resources: Resources
+) -> None:
+    technique = body.indexing_technique or dataset.indexing_technique
+    if technique is None:
+        raise InvalidParam("embedding_model needs indexing_technique 'high_quality'")
+    before = (dataset.indexing_technique, space_of(dataset))
+    holds_documents = session.scalar(
+        select(Document.id).where(Document.dataset_id == dataset.id).limit(1)
+    )
+    set_technique(
+        dataset, technique, body.embedding_model, body.embedding_model_provider, resources
+    )
+    if holds_documents is not None and before != (technique, space_of(dataset)):
+        raise InvalidParam(
+            f"the dataset holds documents indexed as {before[0]}; create a new dataset with "
+            f"indexing_technique {technique} and upload them there"
+        )
+
+
+def delete_dataset(session: Session, dataset: Dataset) -> None:
+    """Remove a dataset and all it holds; in force at once, the index and files follow."""
+    space = space_of(dataset)
+    files = (
+        select(DocumentVersion.upload_file_id)
+        .join(Document, Document.id == DocumentVersion.document_id)
+        .where(Document.dataset_id == dataset.id)
+    )
+    uploads = session.scalars(select(UploadFile).where(UploadFile.id.in_(files))).all()
+    texts = session.scalars(
+        select(DocumentVersion.text_key)
+        .join(Document, Document.id == DocumentVersion.document_id)
+        .where(Document.dataset_id == dataset.id, DocumentVersion.text_key.is_not(None))
+    ).all()
+    keys = [u.blob_key for u in uploads] + [t for t in texts if t]
+    session.delete(dataset)
+    session.flush()
+    for upload in uploads:
+        session.delete(upload)
+    if keys:
+        enqueue(session, JobKind.DELETE_BLOBS, keys=keys)
+    if space is not None:
+        enqueue(
+            session,
+            JobKind.DELETE_DATASET,
+            space=space.name,
+            dim=space.dim,
+            dataset_id=str(dataset.id),
+        )
+
+
+def latest_rule(session: Session, dataset_id: uuid.UUID) -> ProcessRule | None:
+    """The process rule that a document without one of its own gets."""
+    return session.scalar(
+        select(ProcessRule)
+        .where(ProcessRule.dataset_id == dataset_id)
+        .order_by(ProcessRule.created_at.desc(), ProcessRule.id)
+        .limit(1)
+    )
+
+
+def embedding_available(dataset: Dataset, resources: Resources) -> bool:
+    """Whether queries of this dataset can be embedded in this process."""
+    space: Space | None = space_of(dataset)
+    if space is None or space.dim is None:
+        return True
+    try:
+        resources.embedders(space.name)
+    except ProviderNotInitialized:
+        return False
+    return True

@@ -1,0 +1,464 @@
+"""Documents: accept, replace, find, list, delete, retry; how far each has got."""
+
+from __future__ import annotations
+
+import random
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import PurePosixPath
+
+from sqlalchemy import ColumnElement, and_, exists, func, select, update
+from sqlalchemy.orm import Session
+
+from kb.datasets import latest_rule, set_technique
+from kb.db import now
+from kb.errors import (
+    ArchivedDocument,
+    DocumentIndexing,
+    FilenameMissing,
+    FileTooLarge,
+    InvalidParam,
+    NotFound,
+    UnsupportedFileType,
+)
+from kb.ingestion.claims import UNFINISHED
+from kb.jobs import enqueue
+from kb.models import (
+    ChildChunk,
+    Dataset,
+    DocForm,
+    Document,
+    DocumentVersion,
+    IndexingStatus,
+    IndexingTechnique,
+    JobKind,
+    ProcessRule,
+    Segment,
+    UploadFile,
+)
+from kb.ports import BlobStore
+from kb.process_rules import ProcessRuleIn, validate
+from kb.resources import Resources, space_of
+from kb.schemas import DocumentSettings
+from pipelines.nodes.extract import SUPPORTED_EXTENSIONS
+
+IN_WORK = tuple(status for status in UNFINISHED if status is not IndexingStatus.WAITING)
+
+
+class DisplayStatus(StrEnum):
+    """A document's state as people see it."""
+
+    QUEUING = "queuing"
+    INDEXING = "indexing"
+    PAUSED = "paused"
+    ERROR = "error"
+    AVAILABLE = "available"
+    DISABLED = "disabled"
+    ARCHIVED = "archived"
+
+
+@dataclass(frozen=True)
+class Upload:
+    """A file as it arrived."""
+
+    name: str
+    data: bytes
+    media_type: str | None
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Segments of the newest version: in the index, and in all."""
+
+    completed: int
+    total: int
+
+
+def check_upload(upload: Upload, *, max_bytes: int, max_name_chars: int) -> Upload:
+    """The upload with its name cut to the limit.
+
+    Raises:
+        FilenameMissing, InvalidParam: no name, or a path for a name.
+        UnsupportedFileType: no extractor reads this extension.
+        FileTooLarge: more than `max_bytes`.
+    """
+    name = upload.name
+    if not name:
+        raise FilenameMissing("the part 'file' has no file name; send filename=...")
+    if "/" in name or "\\" in name:
+        raise InvalidParam(f"file name {name!r} holds a path; send the bare name")
+    extension = PurePosixPath(name).suffix.lstrip(".").lower()
+    if extension not in SUPPORTED_EXTENSIONS:
+        raise UnsupportedFileType(
+            f"cannot read {name!r}: no extractor for {extension or 'a name without extension'!r}; "
+            f"supported: {', '.join(sorted(SUPPORTED_EXTENSIONS))}"
+        )
+    if len(upload.data) > max_bytes:
+        raise FileTooLarge(
+            f"{name!r} has {len(upload.data):,} bytes, the limit is {max_bytes:,}; split it, or "
+            "raise KB_LIMITS__FILE_BYTES"
+        )
+    if len(name) > max_name_chars:
+        stem, _, _ = name.partition(".")
+        name = f"{stem[:max_name_chars]}.{extension}"
+    return Upload(name, upload.data, upload.media_type)
+
+
+def store_upload(upload: Upload, *, blobs: BlobStore, resources: Resources) -> UploadFile:
+    """Keep the bytes (durably, before any row speaks of them) and describe them."""
+    file_id = uuid.uuid4()
+    key = f"uploads/{file_id}"
+    blobs.put(key, upload.data)
+    from hashlib import sha256
+
+    return UploadFile(
+        id=file_id,
+        workspace_id=resources.workspace_id,
+        name=upload.name,
+        size_bytes=len(upload.data),
+        extension=PurePosixPath(upload.name).suffix.lstrip(".").lower(),
+        media_type=upload.media_type,
+        sha256=sha256(upload.data).hexdigest(),
+        blob_key=key,
+        created_by=resources.owner_id,
+    )
+
+
+def add_document(
+    session: Session,
+    dataset: Dataset,
+    name: str,
+    upload: UploadFile,
+    body: DocumentSettings,
+    resources: Resources,
+) -> Document:
+    """Accept a file: a new document, or a new version of the one that has its name.
+
+    The old version keeps answering until the new one is complete. The first document fixes the
+    dataset's technique, form and retrieval settings.
+
+    Raises:
+        InvalidParam: a setting that the dataset does not allow; the message says which.
+        NotFound: `original_document_id` is not in this dataset.
+    """
+    _initialise(dataset, body, resources)
+    rule = _rule(session, dataset, body.process_rule, resources)
+    session.add(upload)
+    document = _replaced(session, dataset, name, body)
+    if document is None:
+        position = session.scalar(
+            select(func.coalesce(func.max(Document.position), 0)).where(
+                Document.dataset_id == dataset.id
+            )
+        )
+        document = Document(
+            dataset_id=dataset.id,
+            position=(position or 0) + 1,
+            created_by=resources.owner_id,
+            version=0,
+        )
+    document.name = name
+    document.batch = _new_batch()
+    document.upload_file_id = upload.id
+    document.process_rule_id = rule.id
+    document.doc_form = dataset.doc_form or DocForm.TEXT
+    document.doc_language = body.doc_language
+    session.flush()
+    session.add(document)
+    session.flush()
+    _queue_version(session, document)
+    return document
+
+
+def _initialise(dataset: Dataset, body: DocumentSettings, resources: Resources) -> None:
+    if dataset.indexing_technique is None:
+        if body.indexing_technique is None:
+            raise InvalidParam(
+                "indexing_technique is required for the first document: high_quality or economy"
+            )
+        set_technique(
+            dataset,
+            body.indexing_technique,
+            body.embedding_model,
+            body.embedding_model_provider,
+            resources,
+        )
+    form = body.doc_form or dataset.doc_form or DocForm.TEXT
+    if dataset.doc_form is not None and form is not dataset.doc_form:
+        raise InvalidParam(
+            f"doc_form {form.value!r} does not fit: the dataset's documents are "
+            f"{dataset.doc_form.value!r}"
+        )
+    if form is DocForm.QA:
+        raise InvalidParam("doc_form 'qa_model' is not available yet; use 'text_model'")
+    if form is DocForm.HIERARCHICAL and dataset.indexing_technique is IndexingTechnique.ECONOMY:
+        raise InvalidParam("doc_form 'hierarchical_model' needs indexing_technique 'high_quality'")
+    dataset.doc_form = form
+    dataset.data_source_type = dataset.data_source_type or "upload_file"
+    if dataset.retrieval_model is None and body.retrieval_model is not None:
+        dataset.retrieval_model = body.retrieval_model.stored()
+
+
+def _rule(
+    session: Session, dataset: Dataset, asked: ProcessRuleIn | None, resources: Resources
+) -> ProcessRule:
+    if asked is None:
+        latest = latest_rule(session, dataset.id)
+        if latest is not None:
+            return latest
+        asked = ProcessRuleIn(mode="automatic")
+    validate(asked)
+    rule = ProcessRule(
+        id=uuid.uuid4(),
+        dataset_id=dataset.id,
+        mode=asked.mode,
+        rules=asked.stored(),
+        created_by=resources.owner_id,
+    )
+    session.add(rule)
+    return rule
+
+
+def _replaced(
+    session: Session, dataset: Dataset, name: str, body: DocumentSettings
+) -> Document | None:
+    """The document that this upload is a new version of, if any."""
+    if body.original_document_id is not None:
+        return get_document(session, dataset.id, body.original_document_id)
+    if not body.duplicate:
+        return None
+    return session.scalar(
+        select(Document)
+        .where(
+            Document.dataset_id == dataset.id,
+            Document.name == name,
+            Document.enabled,
+            Document.archived.is_(False),
+        )
+        .order_by(Document.position)
+        .limit(1)
+    )
+
+
+def _queue_version(session: Session, document: Document) -> None:
+    """Make the document's present file its next version, to be ingested."""
+    newest = session.scalar(
+        select(func.coalesce(func.max(DocumentVersion.number), 0)).where(
+            DocumentVersion.document_id == document.id
+        )
+    )
+    number = (newest or 0) + 1
+    session.add(
+        DocumentVersion(
+            document_id=document.id,
+            number=number,
+            upload_file_id=document.upload_file_id,
+            process_rule_id=document.process_rule_id,
+        )
+    )
+    document.pending_version = number
+    _to_queue(document)
+
+
+def _to_queue(document: Document) -> None:
+    at = now()
+    document.indexing_status = IndexingStatus.WAITING
+    document.queued_at = document.updated_at = at
+    document.attempts = 0
+    # Whoever works on an older version loses the document with its next write.
+    document.lease_owner = document.lease_expires_at = document.next_attempt_at = None
+    document.error = document.error_code = document.error_stage = None
+    document.processing_started_at = document.parsing_completed_at = None
+    document.cleaning_completed_at = document.splitting_completed_at = None
+    document.completed_at = document.stopped_at = document.indexing_latency = None
+
+
+def retry_document(document: Document) -> None:
+    """Put a failed document back into the queue; it goes on after its last checkpoint.
+
+    Raises:
+        InvalidParam: it has not failed.
+    """
+    if document.indexing_status is not IndexingStatus.ERROR:
+        raise InvalidParam(
+            f"document {document.name!r} is {document.indexing_status.value}; only failed "
+            "documents can be retried"
+        )
+    _to_queue(document)
+
+
+def get_document(session: Session, dataset_id: uuid.UUID, document_id: uuid.UUID) -> Document:
+    """The document, if it is in this dataset.
+
+    Raises:
+        NotFound: it is not there.
+    """
+    document = session.get(Document, document_id)
+    if document is None or document.dataset_id != dataset_id:
+        raise NotFound("document", document_id)
+    return document
+
+
+def list_documents(
+    session: Session,
+    dataset_id: uuid.UUID,
+    *,
+    page: int,
+    limit: int,
+    keyword: str | None = None,
+    status: str | None = None,
+) -> tuple[Sequence[Document], int]:
+    """A page of documents, newest first, and how many match in all.
+
+    Args:
+        keyword: part of the name.
+        status: a display status (`active` and `enabled` mean `available`); others are ignored.
+    """
+    where: list[ColumnElement[bool]] = [Document.dataset_id == dataset_id]
+    if keyword:
+        where.append(Document.name.contains(keyword, autoescape=True))
+    wanted = {"active": "available", "enabled": "available"}.get(status or "", status or "")
+    if wanted in set(DisplayStatus):
+        where.append(_displayed_as(DisplayStatus(wanted)))
+    total = session.scalar(select(func.count()).select_from(Document).where(*where)) or 0
+    rows = session.scalars(
+        select(Document)
+        .where(*where)
+        .order_by(Document.created_at.desc(), Document.position.desc())
+        .offset((page - 1) * limit)
+        .limit(limit)
+    ).all()
+    return rows, total
+
+
+def display_status(document: Document) -> DisplayStatus:
+    """What people see; the first rule that applies."""
+    status = document.indexing_status
+    if document.is_paused and status not in (IndexingStatus.COMPLETED, IndexingStatus.ERROR):
+        return DisplayStatus.PAUSED
+    if status is IndexingStatus.WAITING:
+        return DisplayStatus.QUEUING
+    if status is IndexingStatus.ERROR:
+        return DisplayStatus.ERROR
+    if status is not IndexingStatus.COMPLETED:
+        return DisplayStatus.INDEXING
+    if document.archived:
+        return DisplayStatus.ARCHIVED
+    return DisplayStatus.AVAILABLE if document.enabled else DisplayStatus.DISABLED
+
+
+def _displayed_as(wanted: DisplayStatus) -> ColumnElement[bool]:
+    """`display_status` as a condition in SQL."""
+    done = Document.indexing_status == IndexingStatus.COMPLETED
+    running = Document.is_paused.is_(False)
+    return {
+        DisplayStatus.PAUSED: and_(Document.is_paused, Document.indexing_status.in_(UNFINISHED)),
+        DisplayStatus.QUEUING: and_(running, Document.indexing_status == IndexingStatus.WAITING),
+        DisplayStatus.INDEXING: and_(running, Document.indexing_status.in_(IN_WORK)),
+        DisplayStatus.ERROR: Document.indexing_status == IndexingStatus.ERROR,
+        DisplayStatus.ARCHIVED: and_(done, Document.archived),
+        DisplayStatus.AVAILABLE: and_(done, Document.archived.is_(False), Document.enabled),
+        DisplayStatus.DISABLED: and_(
+            done, Document.archived.is_(False), Document.enabled.is_(False)
+        ),
+    }[wanted]
+
+
+def list_batch(session: Session, dataset_id: uuid.UUID, batch: str) -> Sequence[Document]:
+    """The documents of one upload call.
+
+    Raises:
+        NotFound: no document of this dataset has that batch.
+    """
+    rows = session.scalars(
+        select(Document)
+        .where(Document.dataset_id == dataset_id, Document.batch == batch)
+        .order_by(Document.position)
+    ).all()
+    if not rows:
+        raise NotFound("batch", batch)
+    return rows
+
+
+def progress(session: Session, document: Document) -> Progress:
+    """How many segments of the newest version are in the index."""
+    if document.pending_version is None:
+        part = and_(Segment.document_id == document.id, Segment.live)
+    else:
+        part = and_(
+            Segment.document_id == document.id,
+            Segment.staged_version == document.pending_version,
+        )
+    child_missing = exists().where(
+        ChildChunk.segment_id == Segment.id,
+        ChildChunk.indexed_at.is_(None),
+        ChildChunk.staged_version.is_not(None),
+    )
+    indexed = (Segment.indexed_at.is_not(None)) | (Segment.has_children & ~child_missing)
+    total, completed = session.execute(
+        select(func.count(), func.count().filter(indexed)).select_from(Segment).where(part)
+    ).one()
+    return Progress(completed, total)
+
+
+def segment_counts(
+    session: Session, document_ids: Sequence[uuid.UUID]
+) -> dict[uuid.UUID, tuple[int, int]]:
+    """Live segments and the sum of their hits, per document."""
+    rows = session.execute(
+        select(Segment.document_id, func.count(), func.sum(Segment.hit_count))
+        .where(Segment.document_id.in_(document_ids), Segment.live)
+        .group_by(Segment.document_id)
+    )
+    return {row[0]: (row[1], row[2] or 0) for row in rows}
+
+
+def delete_document(session: Session, dataset: Dataset, document: Document) -> None:
+    """Remove a document; in force at once, the index and the files follow.
+
+    Raises:
+        ArchivedDocument: un-archive it first.
+        DocumentIndexing: it is in work; wait, it ends by itself.
+    """
+    if document.archived:
+        raise ArchivedDocument(f"document {document.name!r} is archived; un-archive it first")
+    if document.indexing_status in IN_WORK and not document.is_paused:
+        raise DocumentIndexing(
+            f"document {document.name!r} is being indexed; delete it when it is done"
+        )
+    versions = session.scalars(
+        select(DocumentVersion).where(DocumentVersion.document_id == document.id)
+    ).all()
+    uploads = session.scalars(
+        select(UploadFile).where(UploadFile.id.in_([v.upload_file_id for v in versions]))
+    ).all()
+    keys = [u.blob_key for u in uploads] + [v.text_key for v in versions if v.text_key]
+    space = space_of(dataset)
+    session.delete(document)
+    session.flush()
+    for upload in uploads:
+        session.delete(upload)
+    enqueue(session, JobKind.DELETE_BLOBS, keys=keys)
+    if space is not None:
+        enqueue(
+            session,
+            JobKind.DELETE_DOCUMENT,
+            space=space.name,
+            dim=space.dim,
+            dataset_id=str(dataset.id),
+            document_id=str(document.id),
+        )
+
+
+def count_hits(session: Session, segment_ids: Sequence[uuid.UUID]) -> None:
+    """Add one hit to each segment."""
+    session.execute(
+        update(Segment).where(Segment.id.in_(segment_ids)).values(hit_count=Segment.hit_count + 1)
+    )
+
+
+def _new_batch() -> str:
+    """`YYYYMMDDHHMMSS` and six random digits, as existing clients expect."""
+    return f"{now():%Y%m%d%H%M%S}{random.randint(100_000, 999_999)}"

@@ -1,0 +1,76 @@
+"""Vectors by model and text hash: no text is embedded twice by the same model."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from hashlib import sha256
+
+import numpy as np
+from sqlalchemy import select
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.orm import Session
+
+from kb.db import Sessions, now, reading, transaction
+from kb.models import CachedEmbedding
+from pipelines.ports import Embedder
+from pipelines.types import Vector, Vectors
+
+log = logging.getLogger("kb.embedding")
+
+_LOOKUP = 500  # bound parameters per statement
+
+
+def text_hash(text: str) -> str:
+    """SHA-256 of the text, in hexadecimal."""
+    return sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def find_vectors(session: Session, model: str, hashes: Sequence[str]) -> dict[str, Vector]:
+    """The cached vectors among these hashes, float32[dim] each."""
+    found: dict[str, Vector] = {}
+    for at in range(0, len(hashes), _LOOKUP):
+        rows = session.execute(
+            select(CachedEmbedding.text_hash, CachedEmbedding.vector).where(
+                CachedEmbedding.model == model,
+                CachedEmbedding.text_hash.in_(hashes[at : at + _LOOKUP]),
+            )
+        )
+        found.update({row[0]: np.frombuffer(row[1], dtype="<f4") for row in rows})
+    return found
+
+
+def embed_cached(embedder: Embedder, texts: Sequence[str], sessions: Sessions) -> Vectors:
+    """float32[n, dim] in the order of `texts`; only what is not cached goes to the model.
+
+    New vectors are committed to the cache before this returns, so that a crash right after it
+    costs no second embedding.
+    """
+    hashes = [text_hash(text) for text in texts]
+    with reading(sessions) as session:
+        known = find_vectors(session, embedder.id, list(dict.fromkeys(hashes)))
+    missing = {h: t for h, t in zip(hashes, texts, strict=True) if h not in known}
+    if missing:
+        vectors = embedder.embed_documents(list(missing.values()))
+        log.debug("embedded %s", " ".join(h[:16] for h in missing))
+        fresh = dict(zip(missing, vectors, strict=True))
+        _remember(sessions, embedder.id, fresh)
+        known.update(fresh)
+    if not texts:
+        return np.empty((0, embedder.dim), dtype=np.float32)
+    return np.stack([known[h] for h in hashes])
+
+
+def _remember(sessions: Sessions, model: str, vectors: dict[str, Vector]) -> None:
+    rows = [
+        {
+            "model": model,
+            "text_hash": digest,
+            "vector": vector.astype("<f4").tobytes(),
+            "created_at": now(),
+        }
+        for digest, vector in vectors.items()
+    ]
+    with transaction(sessions) as session:
+        dialect = postgresql if session.get_bind().dialect.name == "postgresql" else sqlite
+        session.execute(dialect.insert(CachedEmbedding).on_conflict_do_nothing(), rows)

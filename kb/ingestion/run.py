@@ -1,0 +1,308 @@
+"""Ingest one claimed document: run its pipeline, switch to the new version, record the outcome."""
+
+from __future__ import annotations
+
+import logging
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
+from typing import Any
+
+from sqlalchemy import select, update
+
+from kb.db import now, reading, transaction
+from kb.errors import KBError, NotFound, Unavailable
+from kb.ingestion.claims import Claim, LeaseLost, release
+from kb.ingestion.embedding_cache import embed_cached
+from kb.ingestion.sink import DocumentSink, is_staged
+from kb.models import (
+    ChildChunk,
+    Dataset,
+    Document,
+    DocumentVersion,
+    IndexingStatus,
+    IndexingTechnique,
+    PipelineRun,
+    ProcessRule,
+    Segment,
+    UploadFile,
+)
+from kb.ports import Space
+from kb.process_rules import AUTOMATIC_RULES, graph_for
+from kb.resources import Resources, space_of
+from pipelines.definitions import definition
+from pipelines.engine import EventKind, RunEvent, run
+from pipelines.errors import Cancelled, PipelineError, TransientError
+from pipelines.graph import Graph
+from pipelines.node import RunContext
+from pipelines.types import Blob, Chunk, Chunked
+from pipelines.types import ChildChunk as Child
+
+log = logging.getLogger("kb.ingestion")
+
+_STATUS_OF_ROLE = {
+    "extract": IndexingStatus.PARSING,
+    "clean": IndexingStatus.CLEANING,
+    "chunk": IndexingStatus.SPLITTING,
+}
+_DONE_COLUMN = {
+    "extract": "parsing_completed_at",
+    "clean": "cleaning_completed_at",
+    "chunk": "splitting_completed_at",
+}
+_SHOW_AFTER_S = 0.5
+"""A stage shorter than this is not worth a commit of its own; its time is still recorded."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a claim asks for, read in one go."""
+
+    blob: UploadFile
+    graph: Graph
+    space: Space
+    technique: IndexingTechnique
+    actor: uuid.UUID
+    staged: bool
+    name: str
+
+
+def ingest(claim: Claim, resources: Resources, *, stopped: Callable[[], bool]) -> None:
+    """Work on the document until it is completed, failed, scheduled again or handed back.
+
+    The outcome is recorded on the document; only a lost lease leaves it to its new owner.
+    """
+    recorder = _Recorder(claim, resources)
+    try:
+        _refuse_poison(claim, resources.settings.ingestion.max_crashes)
+        work = _load(claim, resources)
+        recorder.started(resumed=work.staged)
+        sink = _sink(claim, resources, work, stopped)
+        ctx = RunContext(
+            embedder=_CachedEmbedder(resources, work.space) if work.space.dim else None,
+            sink=sink,
+            limits={"max_chunk_chars": resources.settings.limits.chunk_chars},
+            cancelled=stopped,
+        )
+        on_event = partial(recorder.event, sink)
+        if work.staged:
+            value, start = _staged_chunks(claim, resources), _after_chunking(work.graph)
+            result = run(work.graph, value, ctx, start=start, on_event=on_event)
+        else:
+            blob = Blob(resources.blobs.get(work.blob.blob_key), work.name, work.blob.media_type)
+            result = run(work.graph, blob, ctx, on_event=on_event)
+        sink.switch()
+        recorder.finished("succeeded", result.timings)
+    except (LeaseLost, Cancelled) as exc:
+        release(resources.sessions, claim)
+        recorder.finished("stopped", (), exc)
+    except (TransientError, Unavailable) as exc:
+        recorder.failed(exc, transient=True)
+    except (PipelineError, KBError) as exc:
+        recorder.failed(exc, transient=False)
+    except Exception as exc:
+        log.exception("document %s failed unexpectedly", claim.document_id)
+        recorder.failed(exc, transient=True)
+
+
+def _refuse_poison(claim: Claim, max_crashes: int) -> None:
+    if claim.attempt > max_crashes:
+        raise PipelineError(
+            f"given up after {claim.attempt - 1} attempts during which the process ended while it "
+            "read this document; look at the file, then retry it",
+            code="crashed_repeatedly",
+        )
+
+
+def _load(claim: Claim, resources: Resources) -> Work:
+    with reading(resources.sessions) as session:
+        document = session.get(Document, claim.document_id)
+        dataset = session.get(Dataset, claim.dataset_id)
+        version = session.scalar(
+            select(DocumentVersion).where(
+                DocumentVersion.document_id == claim.document_id,
+                DocumentVersion.number == claim.version,
+            )
+        )
+        if document is None or dataset is None or version is None:
+            raise LeaseLost(f"document {claim.document_id} was deleted")
+        upload = session.get(UploadFile, version.upload_file_id)
+        if upload is None:
+            raise NotFound("uploaded file", version.upload_file_id)
+        rule = (
+            session.get(ProcessRule, version.process_rule_id) if version.process_rule_id else None
+        )
+        space, technique = space_of(dataset), dataset.indexing_technique
+        assert space is not None
+        assert technique is not None
+        staged = is_staged(session, claim)
+    resources.index.ensure_space(space)
+    choice = graph_for(
+        document.doc_form,
+        technique,
+        rule.mode if rule else "automatic",
+        rule.rules if rule else AUTOMATIC_RULES,
+        max_chunk_chars=resources.settings.limits.chunk_chars,
+    )
+    graph = Graph.from_yaml(definition(choice.definition), choice.parameters)
+    return Work(upload, graph, space, technique, document.created_by, staged, upload.name)
+
+
+def _sink(
+    claim: Claim, resources: Resources, work: Work, stopped: Callable[[], bool]
+) -> DocumentSink:
+    embedder = resources.embedders(work.space.name) if work.space.dim else None
+    return DocumentSink(
+        claim,
+        sessions=resources.sessions,
+        index=resources.index,
+        blobs=resources.blobs,
+        space=work.space,
+        actor=work.actor,
+        batch_segments=resources.settings.ingestion.batch_segments,
+        cancelled=stopped,
+        count_tokens=embedder.count_tokens if embedder else None,
+    )
+
+
+class _CachedEmbedder:
+    """The space's embedder behind the embedding cache."""
+
+    def __init__(self, resources: Resources, space: Space) -> None:
+        self._inner = resources.embedders(space.name)
+        self._sessions = resources.sessions
+        self.id, self.dim = self._inner.id, self._inner.dim
+        self.max_tokens = self._inner.max_tokens
+        self.embed_query = self._inner.embed_query
+        self.count_tokens = self._inner.count_tokens
+
+    def embed_documents(self, texts: Any) -> Any:
+        return embed_cached(self._inner, texts, self._sessions)
+
+
+def _after_chunking(graph: Graph) -> str:
+    chunkers = [i for i, n in enumerate(graph.order) if graph.role(n) == "chunk"]
+    return graph.order[chunkers[-1] + 1]
+
+
+def _staged_chunks(claim: Claim, resources: Resources) -> Chunked:
+    """The chunks that were staged before the last worker died."""
+    with reading(resources.sessions) as session:
+        rows = session.execute(
+            select(Segment.id, Segment.content, Segment.position)
+            .where(Segment.document_id == claim.document_id)
+            .where(Segment.staged_version == claim.version)
+            .order_by(Segment.position)
+        ).all()
+        children: dict[uuid.UUID, list[Child]] = {}
+        for row in session.execute(
+            select(ChildChunk.segment_id, ChildChunk.content)
+            .where(ChildChunk.document_id == claim.document_id)
+            .where(ChildChunk.staged_version == claim.version)
+            .order_by(ChildChunk.position)
+        ):
+            children.setdefault(row[0], []).append(Child(row[1], 0, 0))
+    return Chunked(
+        tuple(
+            Chunk(row.content, 0, 0, row.position, children=tuple(children.get(row.id, ())))
+            for row in rows
+        )
+    )
+
+
+class _Recorder:
+    """Writes what happens to a document while it is in work, and the outcome."""
+
+    def __init__(self, claim: Claim, resources: Resources) -> None:
+        self._claim = claim
+        self._resources = resources
+        self._sessions = resources.sessions
+        self._run_id = uuid.uuid4()
+        self._stage = IndexingStatus.PARSING
+        self._shown_at = time.monotonic()
+
+    def started(self, *, resumed: bool) -> None:
+        self._stage = IndexingStatus.INDEXING if resumed else IndexingStatus.PARSING
+        values: dict[str, Any] = {"indexing_status": self._stage}
+        if not resumed:
+            values |= {"processing_started_at": now(), **dict.fromkeys(_DONE_COLUMN.values())}
+        with transaction(self._sessions) as session:
+            self._claim.update(session, **values)
+            session.add(
+                PipelineRun(
+                    id=self._run_id,
+                    document_id=self._claim.document_id,
+                    version=self._claim.version,
+                    attempt=self._claim.attempt,
+                    resumed=resumed,
+                )
+            )
+
+    def event(self, sink: DocumentSink, event: RunEvent) -> None:
+        """Show the stage, and keep the times of those done for the next checkpoint."""
+        role = event.role or ""
+        if event.kind is EventKind.NODE_FINISHED and role in _DONE_COLUMN:
+            sink.stage_times[_DONE_COLUMN[role]] = now()
+        if event.kind is EventKind.NODE_STARTED:
+            self._stage = _STATUS_OF_ROLE.get(role, IndexingStatus.INDEXING)
+            if role in _STATUS_OF_ROLE and time.monotonic() - self._shown_at > _SHOW_AFTER_S:
+                self._shown_at = time.monotonic()
+                with transaction(self._sessions) as session:
+                    self._claim.update(session, indexing_status=self._stage, **sink.stage_times)
+
+    def finished(self, status: str, timings: Any, exc: Exception | None = None) -> None:
+        with transaction(self._sessions) as session:
+            session.execute(
+                update(PipelineRun)
+                .where(PipelineRun.id == self._run_id)
+                .values(
+                    status=status,
+                    finished_at=now(),
+                    error=str(exc) if exc else None,
+                    error_code=getattr(exc, "code", None),
+                    nodes=[
+                        {"node": t.node_id, "kind": t.kind, "seconds": round(t.seconds, 6)}
+                        for t in timings
+                    ],
+                )
+            )
+
+    def failed(self, exc: Exception, *, transient: bool) -> None:
+        """Record the failure: a transient one is tried again with growing waits, then given up."""
+        ingestion = self._resources.settings.ingestion
+        again = transient and self._claim.attempt < ingestion.max_attempts
+        values: dict[str, Any] = {
+            "error": _reason(exc),
+            "error_code": getattr(exc, "code", "unexpected_error"),
+            "error_stage": str(self._stage),
+            "lease_owner": None,
+            "lease_expires_at": None,
+        }
+        if again:
+            wait = min(
+                ingestion.retry_max_s, ingestion.retry_base_s * 2 ** (self._claim.attempt - 1)
+            )
+            wait = max(wait, getattr(exc, "retry_after_s", None) or 0.0)
+            values |= {
+                "indexing_status": IndexingStatus.WAITING,
+                "next_attempt_at": now() + timedelta(seconds=wait),
+                "attempts": self._claim.attempt,
+            }
+        else:
+            values |= {"indexing_status": IndexingStatus.ERROR, "stopped_at": now()}
+        log.warning("document %s: %s", self._claim.document_id, values["error"])
+        try:
+            with transaction(self._sessions) as session:
+                self._claim.update(session, **values)
+        except LeaseLost:
+            log.info("document %s was taken over meanwhile", self._claim.document_id)
+        self.finished("failed", (), exc)
+
+
+def _reason(exc: Exception) -> str:
+    text = str(exc) or type(exc).__name__
+    known = isinstance(exc, PipelineError | KBError)
+    return text if known else f"unexpected {type(exc).__name__}: {text}"

@@ -1,0 +1,75 @@
+"""The outbox: work written down in the transaction that made it necessary, done at least once."""
+
+from __future__ import annotations
+
+import uuid
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import delete, or_, select, update
+from sqlalchemy.orm import Session
+
+from kb.db import Sessions, now, reading, transaction
+from kb.models import Job, JobKind
+
+
+def enqueue(session: Session, kind: JobKind, **payload: Any) -> None:
+    """Write a job down; it exists exactly when the session's transaction commits."""
+    session.add(Job(kind=kind, payload=payload))
+
+
+def claim_job(sessions: Sessions, owner: str, *, lease_s: float) -> Job | None:
+    """Take the oldest job that is due and free, or None."""
+    at = now()
+    free = (
+        Job.not_before <= at,
+        or_(Job.lease_expires_at.is_(None), Job.lease_expires_at < at),
+    )
+    with reading(sessions) as session:
+        job_id = session.scalar(
+            select(Job.id).where(*free).order_by(Job.not_before, Job.created_at).limit(1)
+        )
+    if job_id is None:
+        return None
+    with transaction(sessions) as session:
+        return session.scalar(
+            update(Job)
+            .where(Job.id == job_id, *free)
+            .values(
+                lease_owner=owner,
+                lease_expires_at=at + timedelta(seconds=lease_s),
+                attempts=Job.attempts + 1,
+            )
+            .returning(Job)
+        )
+
+
+def finish_job(sessions: Sessions, job_id: uuid.UUID) -> None:
+    """The job is done."""
+    with transaction(sessions) as session:
+        session.execute(delete(Job).where(Job.id == job_id))
+
+
+def postpone_job(sessions: Sessions, job: Job, error: str, *, wait_s: float) -> None:
+    """The job failed; it comes again after `wait_s`."""
+    with transaction(sessions) as session:
+        session.execute(
+            update(Job)
+            .where(Job.id == job.id)
+            .values(
+                lease_owner=None,
+                lease_expires_at=None,
+                error=error,
+                not_before=now() + timedelta(seconds=wait_s),
+            )
+        )
+
+
+def release_jobs(sessions: Sessions) -> None:
+    """Free every job; only for a process that alone owns the database."""
+    with transaction(sessions) as session:
+        session.execute(
+            update(Job)
+            .where(Job.lease_owner.is_not(None))
+            .values(lease_owner=None, lease_expires_at=None)
+        )

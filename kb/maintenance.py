@@ -1,0 +1,166 @@
+"""What the outbox's jobs do: remove points and blobs, watch drift, rebuild a dataset's points."""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from typing import Any
+
+from sqlalchemy import func, select, update
+
+from kb.db import reading, transaction
+from kb.ingestion.embedding_cache import embed_cached
+from kb.ingestion.points import indexed_leaves, write_leaves
+from kb.jobs import claim_job, enqueue, finish_job, postpone_job
+from kb.models import ChildChunk, Dataset, Job, JobKind, Segment
+from kb.ports import Space
+from kb.resources import Resources, space_of
+
+log = logging.getLogger("kb.maintenance")
+
+DRIFT = 1.5
+"""A rebuild is due when the true average length is this many times the stored one, or 1/this."""
+_RETRY_S = 5.0
+_RETRY_MAX_S = 600.0
+
+
+def run_next_job(resources: Resources, owner: str) -> bool:
+    """Do one job that is due; False when there is none. A failed one comes again later."""
+    job = claim_job(resources.sessions, owner, lease_s=resources.settings.ingestion.lease_s)
+    if job is None:
+        return False
+    try:
+        _DO[job.kind](resources, job.payload)
+    except Exception as exc:  # noqa: BLE001 - a job that fails is kept, with its reason
+        wait = min(_RETRY_MAX_S, _RETRY_S * 2 ** (job.attempts - 1))
+        log.warning("job %s failed and is tried again in %.0f s: %s", job.kind, wait, exc)
+        postpone_job(resources.sessions, job, f"{type(exc).__name__}: {exc}", wait_s=wait)
+        return True
+    finish_job(resources.sessions, job.id)
+    return True
+
+
+def pending_jobs(resources: Resources) -> int:
+    """Jobs not done yet."""
+    with reading(resources.sessions) as session:
+        return session.scalar(select(func.count()).select_from(Job)) or 0
+
+
+def rebuild_dataset(resources: Resources, dataset_id: uuid.UUID) -> int:
+    """Write every point of a dataset anew from SQL and the embedding cache; returns how many.
+
+    The average length becomes the true one. Queries go on meanwhile.
+    """
+    true_average = _true_average(resources, dataset_id)
+    with transaction(resources.sessions) as session:
+        session.execute(
+            update(Dataset).where(Dataset.id == dataset_id).values(average_length=true_average)
+        )
+    return write_points(resources, dataset_id, None)
+
+
+def write_points(resources: Resources, dataset_id: uuid.UUID, ids: list[uuid.UUID] | None) -> int:
+    """Write these points of a dataset (None: all) from SQL and the cache; returns how many."""
+    with reading(resources.sessions) as session:
+        dataset = session.get(Dataset, dataset_id)
+        space = space_of(dataset) if dataset else None
+        if dataset is None or space is None or dataset.average_length is None:
+            return 0
+        average = dataset.average_length
+    resources.index.ensure_space(space)
+    embedder = resources.embedders(space.name) if space.dim else None
+    written = 0
+    with reading(resources.sessions) as session:
+        for leaves in indexed_leaves(
+            session,
+            dataset_id=dataset_id,
+            ids=ids,
+            batch=resources.settings.ingestion.batch_segments,
+        ):
+            write_leaves(
+                resources.index,
+                space,
+                dataset_id,
+                leaves,
+                (lambda texts: embed_cached(embedder, texts, resources.sessions))
+                if embedder
+                else None,
+                average_length=average,
+            )
+            written += len(leaves)
+    return written
+
+
+def _true_average(resources: Resources, dataset_id: uuid.UUID) -> float | None:
+    with reading(resources.sessions) as session:
+        flat = session.execute(
+            select(func.count(), func.sum(Segment.term_count)).where(
+                Segment.dataset_id == dataset_id, Segment.has_children.is_(False)
+            )
+        ).one()
+        children = session.execute(
+            select(func.count(), func.sum(ChildChunk.term_count)).where(
+                ChildChunk.dataset_id == dataset_id
+            )
+        ).one()
+    texts = flat[0] + children[0]
+    return max(1.0, ((flat[1] or 0) + (children[1] or 0)) / texts) if texts else None
+
+
+def _check_drift(resources: Resources, payload: dict[str, Any]) -> None:
+    dataset_id = uuid.UUID(payload["dataset_id"])
+    true_average = _true_average(resources, dataset_id)
+    with transaction(resources.sessions) as session:
+        dataset = session.get(Dataset, dataset_id)
+        if dataset is None or not dataset.average_length or not true_average:
+            return
+        ratio = true_average / dataset.average_length
+        if not 1 / DRIFT <= ratio <= DRIFT:
+            enqueue(session, JobKind.REBUILD_DATASET, dataset_id=str(dataset_id))
+
+
+def _space(payload: dict[str, Any]) -> Space:
+    return Space(payload["space"], payload["dim"])
+
+
+def _delete_points(resources: Resources, payload: dict[str, Any]) -> None:
+    space = _space(payload)
+    resources.index.ensure_space(space)
+    ids = [uuid.UUID(i) for i in payload["ids"]]
+    resources.index.delete(space, ids, up_to_version=payload["up_to_version"])
+    resources.index.flush(space)
+
+
+def _delete_document(resources: Resources, payload: dict[str, Any]) -> None:
+    space = _space(payload)
+    resources.index.ensure_space(space)
+    resources.index.delete_document(
+        space, uuid.UUID(payload["dataset_id"]), uuid.UUID(payload["document_id"])
+    )
+    resources.index.flush(space)
+
+
+def _delete_dataset(resources: Resources, payload: dict[str, Any]) -> None:
+    space = _space(payload)
+    resources.index.ensure_space(space)
+    resources.index.delete_dataset(space, uuid.UUID(payload["dataset_id"]))
+    resources.index.flush(space)
+
+
+def _delete_blobs(resources: Resources, payload: dict[str, Any]) -> None:
+    for key in payload["keys"]:
+        resources.blobs.delete(key)
+
+
+def _rebuild(resources: Resources, payload: dict[str, Any]) -> None:
+    rebuild_dataset(resources, uuid.UUID(payload["dataset_id"]))
+
+
+_DO = {
+    JobKind.DELETE_POINTS: _delete_points,
+    JobKind.DELETE_DOCUMENT: _delete_document,
+    JobKind.DELETE_DATASET: _delete_dataset,
+    JobKind.DELETE_BLOBS: _delete_blobs,
+    JobKind.CHECK_DRIFT: _check_drift,
+    JobKind.REBUILD_DATASET: _rebuild,
+}

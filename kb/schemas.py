@@ -1,0 +1,163 @@
+"""What comes in: request bodies, lenient where existing clients are."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+from uuid import UUID
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
+
+from kb.models import DocForm, IndexingTechnique
+from kb.process_rules import ProcessRuleIn
+
+Permission = Literal["only_me", "all_team_members", "partial_members"]
+DatasetName = Annotated[str, StringConstraints(min_length=1, max_length=40)]
+Description = Annotated[str, StringConstraints(max_length=400)]
+
+
+class Lenient(BaseModel):
+    """A body in which unknown keys are ignored, as everywhere in this API."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
+class RerankingModel(Lenient):
+    """Which model reorders the hits; empty names mean none."""
+
+    reranking_provider_name: str | None = None
+    reranking_model_name: str | None = None
+
+
+class VectorSetting(Lenient):
+    """The dense leg's part of a weighted hybrid query."""
+
+    vector_weight: float = Field(ge=0)
+    embedding_provider_name: str | None = None
+    embedding_model_name: str | None = None
+
+
+class KeywordSetting(Lenient):
+    """The full-text leg's part of a weighted hybrid query."""
+
+    keyword_weight: float = Field(ge=0)
+
+
+class WeightsIn(Lenient):
+    """Weights of a hybrid query; `weight_type` is a hint for user interfaces."""
+
+    weight_type: str | None = None
+    vector_setting: VectorSetting | None = None
+    keyword_setting: KeywordSetting | None = None
+
+
+class Condition(Lenient):
+    """One comparison with a metadata field."""
+
+    name: str
+    comparison_operator: str
+    value: str | float | int | list[str | float | int] | None = None
+
+
+class MetadataFilter(Lenient):
+    """Conditions on metadata."""
+
+    logical_operator: Literal["and", "or"] | None = "and"
+    conditions: list[Condition] | None = None
+
+
+class RetrievalModelIn(Lenient):
+    """How to search; missing parts have defaults."""
+
+    search_method: Literal[
+        "semantic_search", "full_text_search", "hybrid_search", "keyword_search"
+    ] = "semantic_search"
+    reranking_enable: bool = False
+    reranking_model: RerankingModel | None = None
+    reranking_mode: str | None = None
+    top_k: int | None = None
+    score_threshold_enabled: bool = False
+    score_threshold: float | None = None
+    weights: WeightsIn | None = None
+    metadata_filtering_conditions: MetadataFilter | None = None
+
+    def stored(self) -> dict[str, Any]:
+        """As kept with a dataset: without the filter of a single call."""
+        return self.model_dump(mode="json", exclude={"metadata_filtering_conditions"})
+
+
+class DatasetCreate(Lenient):
+    """POST /datasets."""
+
+    name: DatasetName
+    description: Description = ""
+    indexing_technique: IndexingTechnique | None = None
+    permission: Permission | None = "only_me"
+    provider: Literal["vendor", "external"] = "vendor"
+    external_knowledge_api_id: str | None = None
+    external_knowledge_id: str | None = None
+    embedding_model: str | None = None
+    embedding_model_provider: str | None = None
+    retrieval_model: RetrievalModelIn | None = None
+    summary_index_setting: dict[str, Any] | None = None
+
+
+class DatasetUpdate(Lenient):
+    """PATCH /datasets/{id}; only keys that are present are applied."""
+
+    name: DatasetName | None = None
+    description: Description | None = None
+    indexing_technique: IndexingTechnique | None = None
+    permission: Permission | None = None
+    embedding_model: str | None = None
+    embedding_model_provider: str | None = None
+    retrieval_model: RetrievalModelIn | None = None
+
+
+def _blank_to_none(value: Any) -> Any:
+    return None if value == "" else value
+
+
+class DocumentSettings(Lenient):
+    """What every way to create a document may say."""
+
+    indexing_technique: Annotated[IndexingTechnique | None, BeforeValidator(_blank_to_none)] = None
+    doc_form: Annotated[DocForm | None, BeforeValidator(_blank_to_none)] = None
+    doc_language: str = "English"
+    process_rule: ProcessRuleIn | None = None
+    original_document_id: UUID | None = None
+    retrieval_model: RetrievalModelIn | None = None
+    embedding_model: str | None = None
+    embedding_model_provider: str | None = None
+    duplicate: bool = True
+
+
+class DocumentByText(DocumentSettings):
+    """POST .../document/create-by-text."""
+
+    name: str
+    text: str
+
+
+class HitTesting(Lenient):
+    """POST .../retrieve."""
+
+    query: str
+    retrieval_model: RetrievalModelIn | None = None
+    external_retrieval_model: dict[str, Any] | None = None
+    attachment_ids: list[str] | None = None
+
+
+class RetrievalSetting(Lenient):
+    """`retrieval_setting` of the external-knowledge contract."""
+
+    top_k: int | None = None
+    score_threshold: float | None = None
+
+
+class ExternalRetrieval(Lenient):
+    """POST /retrieval: a body-less or empty probe is answered with no records."""
+
+    knowledge_id: str = ""
+    query: str = ""
+    retrieval_setting: RetrievalSetting | None = None
+    metadata_condition: MetadataFilter | None = None

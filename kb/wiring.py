@@ -1,0 +1,103 @@
+"""Settings -> Resources, once per process: the only place that chooses adapters."""
+
+from __future__ import annotations
+
+import logging
+import os
+import uuid
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from kb.adapters.local_embedder import LocalEmbedder
+from kb.adapters.localfs import LocalBlobs
+from kb.adapters.qdrant_edge import QdrantEdgeIndex
+from kb.db import Sessions, open_database, transaction
+from kb.errors import ProviderNotInitialized
+from kb.migrations import upgrade
+from kb.models import Member, Workspace
+from kb.resources import Resources
+from kb.settings import Settings
+from pipelines.ports import Embedder
+
+PROVIDER = "local"
+"""Provider under which the API lists the embedder of this process."""
+
+log = logging.getLogger("kb.wiring")
+
+
+@contextmanager
+def open_resources(settings: Settings) -> Iterator[Resources]:
+    """The process's adapters; the database is brought to the newest revision first."""
+    # Model files come from this machine; a library must not ask a hub for them.
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    sessions = open_database(settings.sqlalchemy_url)
+    upgrade(sessions.engine)
+    workspace_id, owner_id = _first_workspace(sessions)
+    index = QdrantEdgeIndex(
+        settings.data_dir / "index", min_free_bytes=settings.limits.min_free_bytes
+    )
+    embedder = LocalEmbedder(
+        settings.embedding.model_path,
+        cache_dir=settings.data_dir / "models",
+        threads=settings.embedding.threads,
+        batch_size=settings.embedding.batch_size,
+        niceness=settings.embedding.niceness,
+    )
+    pool = ThreadPoolExecutor(settings.retrieval.threads, thread_name_prefix="kb-leg")
+
+    def embedder_of(space_name: str) -> Embedder:
+        if space_name == embedder.id:
+            return embedder
+        raise ProviderNotInitialized(
+            f"no embedding model is configured for the space {space_name!r}; this process has "
+            f"{embedder.id!r}. Set KB_EMBEDDING__MODEL_PATH to the model that filled it"
+        )
+
+    model = settings.embedding.model_path
+    try:
+        yield Resources(
+            settings=settings,
+            sessions=sessions,
+            index=index,
+            blobs=LocalBlobs(
+                settings.data_dir / "blobs", min_free_bytes=settings.limits.min_free_bytes
+            ),
+            embedders=embedder_of,
+            default_embedder=embedder,
+            default_embedder_name=(PROVIDER, model.name if model else "all-MiniLM-L6-v2"),
+            pool=pool,
+            workspace_id=workspace_id,
+            owner_id=owner_id,
+        )
+    finally:
+        pool.shutdown(wait=True)
+        embedder.close()
+        index.close()
+        sessions.close()
+
+
+def _first_workspace(sessions: Sessions) -> tuple[uuid.UUID, uuid.UUID]:
+    """The workspace that keys act in; made with its owner on the first start."""
+    with transaction(sessions) as session:
+        workspace_id = session.scalar(select(Workspace.id).order_by(Workspace.created_at))
+        if workspace_id is None:
+            workspace_id = _add_workspace(session)
+        owner_id = session.scalar(
+            select(Member.id).where(Member.workspace_id == workspace_id, Member.role == "owner")
+        )
+    assert owner_id is not None
+    return workspace_id, owner_id
+
+
+def _add_workspace(session: Session) -> uuid.UUID:
+    workspace = Workspace(name="default")
+    session.add(workspace)
+    session.flush()
+    session.add(Member(workspace_id=workspace.id, name="owner", role="owner"))
+    return workspace.id
