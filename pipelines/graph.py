@@ -86,7 +86,9 @@ class Graph:
         ids = dict.fromkeys([*(node.id for node in draft.nodes), *sorted(draft.unreadable)])
         problems += [*_id_problems(draft), *_edge_problems(draft.edges, ids)]
         edges = [e for e in dict.fromkeys(draft.edges) if e.source in ids and e.target in ids]
-        problems += [*_shape_problems(ids, edges), *_misfits(draft.nodes, edges, known)]
+        problems += [*_crossings(ids, edges), *_misfits(draft.nodes, edges, known)]
+        if draft.has_all_edges:
+            problems += _strays(ids, edges)
         if problems:
             raise _refusal(draft.name, problems)
         return cls(
@@ -233,16 +235,17 @@ def _id_problems(draft: Spec) -> Iterator[Problem]:
 
 
 def _edge_problems(edges: Sequence[Edge], ids: Collection[str]) -> Iterator[Problem]:
+    known = _names(ids)
     for edge, times in Counter(edges).items():
         for node_id in dict.fromkeys((edge.source, edge.target)):
             if node_id not in ids:
-                why = f"no node {node_id!r}; nodes: {_names(ids)}"
+                why = f"no node {node_id!r}; nodes: {known}"
                 yield Problem(None, str(edge), why)
         if times > 1:
             yield Problem(None, str(edge), f"is there {times} times; once is enough")
 
 
-def _shape_problems(ids: Collection[str], edges: Sequence[Edge]) -> Iterator[Problem]:
+def _crossings(ids: Collection[str], edges: Sequence[Edge]) -> Iterator[Problem]:
     sources: dict[str, list[str]] = {node_id: [] for node_id in ids}
     for edge in edges:
         sources[edge.target].append(edge.source)
@@ -256,8 +259,11 @@ def _shape_problems(ids: Collection[str], edges: Sequence[Edge]) -> Iterator[Pro
     for loop in _loops(ids, edges):
         why = f"the edges run in a loop: {_names(loop, ' -> ')}; remove one of them"
         yield Problem(loop[0], "edges", why)
-    roots = [node_id for node_id in ids if not sources[node_id]]
-    feeding = {edge.source for edge in edges}
+
+
+def _strays(ids: Collection[str], edges: Sequence[Edge]) -> Iterator[Problem]:
+    fed, feeding = {edge.target for edge in edges}, {edge.source for edge in edges}
+    roots = [node_id for node_id in ids if node_id not in fed]
     start = next((root for root in roots if root in feeding), roots[0] if roots else None)
     for root in roots:
         if root != start:

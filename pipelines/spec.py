@@ -79,6 +79,7 @@ class Spec:
 
     Attributes:
         unreadable: ids of nodes that are there but have the wrong shape.
+        has_all_edges: no edge that is there has the wrong shape.
     """
 
     name: str = ""
@@ -87,6 +88,7 @@ class Spec:
     nodes: tuple[NodeSpec, ...] = ()
     edges: tuple[Edge, ...] = ()
     unreadable: frozenset[str] = frozenset()
+    has_all_edges: bool = True
 
     def to_dict(self) -> dict[str, Any]:
         """The definition as JSON-like data, without what is default."""
@@ -134,6 +136,7 @@ def parse(document: object) -> tuple[Spec, list[Problem]]:
             for where, each in written["nodes"].items()
             if where not in nodes and isinstance(each, Mapping) and "id" in each
         ),
+        has_all_edges=not in_edges and isinstance(raw.get("edges", []), list),
     )
     return spec, [*problems, *in_parameters, *in_nodes, *in_edges]
 
@@ -169,6 +172,8 @@ def complaints(exc: ValidationError, model: type[BaseModel]) -> Iterator[tuple[s
         elif error["type"] == "extra_forbidden":
             hint = f"; known here: {known or 'nothing'}" if len(error["loc"]) == 1 else ""
             yield at, f"is not known{hint}"
+        elif error["type"] == "model_type":
+            yield at, f"{show(error['input'])} is not allowed: it should be a mapping of {known}"
         else:
             yield at, f"{show(error['input'])} is not allowed: {said[:1].lower()}{said[1:]}"
 
