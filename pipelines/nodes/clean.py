@@ -87,8 +87,9 @@ def _cleaned(
         blocks += [
             replace(
                 block,
-                start=at + kept.to_edited(block.start - start),
-                end=at + kept.to_edited(block.end - start),
+                start=at
+                + (kept.to_edited(block.start - start) if block.start < end else len(text)),
+                end=at + (kept.to_edited(block.end - start) if block.end < end else len(text)),
             )
             for block in _blocks_of(document, len(blocks), end)
         ]

@@ -169,7 +169,7 @@ def test_sections_are_cleaned_by_themselves_and_blocks_move_along(
     left = [by_substitution(section, spaces=True, urls=True) for section in sections]
     assert [cleaned.text[a:b] for a, b in cleaned.sections() if a < b] == [s for s in left if s]
     for block, moved in zip(blocks, cleaned.blocks, strict=True):
-        if moved.start < moved.end:
+        if cleaned.text[moved.start : moved.end].strip():
             start, end = cleaned.source_span(moved.start, moved.end)
             assert block.start <= start <= end <= block.end
 
@@ -197,6 +197,13 @@ def test_a_page_that_is_deleted_whole_still_ends_the_section_before_it() -> None
     assert cleaned.text == "one three"
     assert [cleaned.text[a:b] for a, b in cleaned.sections()] == ["one", " three"]
     assert cleaned.origin(3, 9).page == 2
+
+
+def test_a_space_put_in_at_the_end_of_a_section_stays_in_it() -> None:
+    blocks = (Block(0, 3, Origin(page=1)), Block(3, 3, Origin(page=2), opens_section=True))
+    cleaned = Clean().run(ParsedDocument("a\t ", blocks), RunContext())
+    assert cleaned.text == "a "
+    assert [*cleaned.sections()] == [(0, 2)]
 
 
 def test_everything_else_of_the_document_is_kept() -> None:
