@@ -204,11 +204,17 @@ def test_options_that_cannot_work_are_refused(options: dict[str, object], messag
         GeneralChunker.model_validate(options)
 
 
-def test_the_limit_of_the_run_is_enforced() -> None:
-    ctx = RunContext(limits={"max_chunk_chars": 400})
-    with pytest.raises(NodeError, match="500 characters; at most 400") as caught:
-        GeneralChunker().run(ParsedDocument("x"), ctx)
+@pytest.mark.parametrize(("mode", "size"), [("custom", 401), ("automatic", 501)])
+def test_the_limit_of_the_run_is_enforced(mode: str, size: int) -> None:
+    node = GeneralChunker.model_validate({"mode": mode, "max_chars": size})
+    with pytest.raises(NodeError, match=f"{size} characters; at most 400") as caught:
+        node.run(ParsedDocument("x"), RunContext(limits={"max_chunk_chars": 400}))
     assert caught.value.code == "invalid_process_rule"
+
+
+def test_the_automatic_rule_works_under_every_limit() -> None:
+    ctx = RunContext(limits={"max_chunk_chars": 400})
+    assert GeneralChunker(mode="automatic").run(ParsedDocument("x"), ctx).chunks[0].text == "x"
 
 
 def test_the_kind_is_registered_and_typed() -> None:
@@ -222,8 +228,9 @@ def test_importing_the_chunkers_loads_nothing_heavy() -> None:
         "import sys, pipelines.nodes.chunk, pipelines.nodes.clean\n"
         "print(*{m.partition('.')[0] for m in sys.modules})"
     )
-    loaded = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    ).stdout.split()
+    child = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
+    assert child.returncode == 0, child.stderr
     heavy = {"torch", "transformers", "onnxruntime", "sentence_transformers", "lxml", "qdrant_edge"}
-    assert not heavy & set(loaded)
+    assert not heavy & set(child.stdout.split())

@@ -24,6 +24,8 @@ from pipelines.types import Chunk, Chunked, ParsedDocument
 # they open Markdown images, lists and links.
 _SYMBOLS = re.compile("[\u2000-\u206f\u2e00-\u2e7f\u3000-\u303f\"#$%&'()*+,./:;<=>?@^_`~]+")
 
+AUTOMATIC_MAX_CHARS = 500
+
 
 def overlap_within(overlap_chars: int, max_chars: object, name: str) -> int:
     """The overlap itself, if it is not longer than a chunk.
@@ -55,7 +57,7 @@ class GeneralChunker(Node[ParsedDocument, Chunked]):
 
     mode: Literal["automatic", "custom"] = "custom"
     separator: str = "\n"
-    max_chars: int = Field(default=500, ge=1)
+    max_chars: int = Field(default=AUTOMATIC_MAX_CHARS, ge=1)
     overlap_chars: int = Field(default=50, ge=0, validate_default=True)
 
     @field_validator("overlap_chars")
@@ -67,9 +69,11 @@ class GeneralChunker(Node[ParsedDocument, Chunked]):
         """Chunks in text order.
 
         Raises:
-            NodeError: `max_chars` is above the limit `max_chunk_chars` of this run.
+            NodeError: `max_chars` is above the limit `max_chunk_chars` of this run. The size of
+                Dify's automatic rule, 500, is allowed to `automatic` under every limit.
         """
-        check_maximum(self.max_chars, ctx.limits)
+        if self.mode == "custom" or self.max_chars > AUTOMATIC_MAX_CHARS:
+            check_maximum(self.max_chars, ctx.limits)
         chunks = tuple(
             Chunk(
                 value.text[start:end],
