@@ -76,14 +76,14 @@ _JOINT = r"(?:://|::|_+|\+{1,2}|[.\-/\\@:&'\#])"
 _TOKEN = regex.compile(
     rf"""(?V1)
     (?P<dense>(?:{_DENSE}\p{{M}}*)+)
-    | (?P<grouped>(?<![{_ANY}.,]) \p{{Nd}}{{1,3}} (?:,\p{{Nd}}{{3}})+ (?:\.\p{{Nd}}+)?
+    | (?P<grouped>(?<![{_ANY}.,]) \p{{Nd}}{{1,3}} (?:,\p{{Nd}}{{3}}){{1,10}} (?:\.\p{{Nd}}+)?
                   (?![{_ANY}] | [.,]\p{{Nd}}))
-    | (?P<word>(?:(?<![{_ANY}.])[.\#@](?={_WORD}))? _*
+    | (?P<word>(?:(?<![{_ANY}.])[.\#@](?={_WORD}))? (?:(?<!_)_++)?
                {_WORD}+ (?:{_JOINT}{_WORD}+)* (?:_+|\+{{1,2}}|\#)?)
     """,
     regex.VERBOSE,
 )
-_UNIT = regex.compile(r".\p{M}*", regex.DOTALL)
+_UNIT = regex.compile(r".\p{M}{0,8}", regex.DOTALL)
 _MARK = regex.compile(r"\p{M}")
 _INVISIBLE = regex.compile(r"[\p{Cf}\p{Variation_Selector}]")
 _PIECES = regex.compile(rf"(?V1)://|::|[_\-/\\@:&']+|(?<={_WORD})[+\#]+(?={_WORD})")
@@ -220,6 +220,7 @@ def _identifier(text: str) -> Iterator[tuple[str, bool]]:
             yield _fold(piece), False
         if version := _VERSION.fullmatch(piece):
             yield version[1], False
+            yield version[1].partition(".")[0], False
         for atom in atoms:
             yield _term(atom), len(text) > len(atom) and atom.casefold() in STOP_WORDS
             yield from ((_term(part), False) for part in _inner_words(atom))
@@ -227,7 +228,7 @@ def _identifier(text: str) -> Iterator[tuple[str, bool]]:
 
 def _inner_words(word: str) -> list[str]:
     """`getUserName` -> get, User, Name; `COVID19` -> COVID, 19; `IL6` and `H1N1` stay whole."""
-    if word.isalpha() and word[1:].islower():
+    if len(word) > MAX_TERM_CHARS or (word.isalpha() and word[1:].islower()):
         return []
     parts = [part for part in _CAMEL.split(word) if part]
     if len(parts) == 1:
