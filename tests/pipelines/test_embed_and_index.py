@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pipelines.definitions import definition
 from pipelines.engine import run
 from pipelines.errors import NodeError, TransientError
 from pipelines.graph import Graph
 from pipelines.node import Node, RunContext
 from pipelines.nodes.embed import Embed
 from pipelines.nodes.index import Index
-from pipelines.types import Chunk, Chunked, Embeddable, Indexed, Vector, Vectors
+from pipelines.types import Blob, Chunk, Chunked, Embeddable, Indexed, Vector, Vectors
 
 CHUNKED = Chunked(
     (Chunk("one", 0, 3, 1), Chunk("two", 4, 7, 2)), "one two", ("page 2 has no text",)
@@ -132,3 +133,38 @@ def test_a_model_that_is_away_makes_the_run_safe_to_retry() -> None:
     with pytest.raises(TransientError) as caught:
         run(graph("embed", "index"), CHUNKED, RunContext(embedder=Away(), sink=MemorySink()))
     assert (caught.value.node_id, caught.value.kind) == ("index", "index")
+
+
+TEXT = Blob(b"# Tea\n\nGreen   tea is mild.\nBlack tea is strong.\n\nMail tea@example.com", "t.txt")
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "expected"),
+    [
+        (
+            "general",
+            {"remove_urls_emails": True, "overlap_chars": 0},
+            ["Tea", "Green tea is mild.", "Black tea is strong.", "Mail"],
+        ),
+        (
+            "general_economy",
+            {"mode": "automatic", "max_chars": 60, "overlap_chars": 0},
+            ["Tea\n\nGreen tea is mild.\nBlack tea is strong.", "Mail tea@example.com"],
+        ),
+        (
+            "parent_child",
+            {},
+            ["# Tea", "Green tea is mild.\nBlack tea is strong.", "Mail tea@example.com"],
+        ),
+        ("parent_child_full_doc", {"child_max_chars": 20}, [TEXT.data.decode()]),
+    ],
+)
+def test_a_built_in_pipeline_takes_a_file_to_the_index(
+    name: str, parameters: dict[str, object], expected: list[str]
+) -> None:
+    embedder, sink = LengthEmbedder(), MemorySink()
+    built_in = Graph.from_yaml(definition(name), parameters)
+    result = run(built_in, TEXT, RunContext(embedder=embedder, sink=sink)).output
+    assert sink.texts == expected
+    assert embedder.embedded == ([] if name == "general_economy" else expected)
+    assert (result.segments, result.points) == (len(expected), len(embedder.embedded))
