@@ -114,6 +114,7 @@ def test_parameters_have_defaults_and_keep_their_type() -> None:
         ("<${cut}>", "|", "<|>"),
         ("${cut}${cut}", 3, "33"),
         ("$${cut}${cut}", "|", "${cut}|"),
+        ("$${cut}", "|", "${cut}"),
         ("$cut {cut} $", "|", None),
     ],
 )
@@ -225,6 +226,29 @@ BAD = {
             "add an edge to 'chunk' or remove the node",
             "node 'count', edges: no edge leads here, and the pipeline starts at 'read'; "
             "add an edge to 'count' or remove the node",
+        ],
+    ),
+    "the start is where edges begin, not what is listed first": (
+        "{name: s, nodes: [{id: count, kind: count}, {id: a, kind: extract.decode},"
+        " {id: b, kind: clean.upper}], edges: [[a, b]]}",
+        [
+            "node 'count', edges: no edge leads here, and the pipeline starts at 'a'; "
+            "add an edge to 'count' or remove the node"
+        ],
+    ),
+    "an unreadable node is not taken for a missing one": (
+        NODES.replace("kind: chunk.words, options", "kynd: chunk.words, options")
+        + "edges: [[read, chunk], [chunk, count]]",
+        [
+            "nodes[1].kind: is required and missing",
+            "nodes[1].kynd: is not known; known here: id, kind, options",
+        ],
+    ),
+    "an unreadable node's id is taken": (
+        "{name: u, nodes: [{id: a, kind: count}, {id: a}]}",
+        [
+            "nodes[1].kind: is required and missing",
+            "node 'a', id: 2 nodes have this id; give each its own",
         ],
     ),
     "two edges into one node": (
