@@ -1,0 +1,1 @@
+"""Benchmarks: each compares kb with the plain way in one run."""
