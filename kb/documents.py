@@ -23,9 +23,9 @@ from kb.errors import (
     NotFound,
     UnsupportedFileType,
 )
-from kb.ingestion.claims import UNFINISHED
 from kb.jobs import enqueue
 from kb.models import (
+    UNFINISHED,
     ChildChunk,
     Dataset,
     DocForm,

@@ -48,6 +48,16 @@ class IndexingStatus(StrEnum):
     ERROR = "error"
 
 
+UNFINISHED = (
+    IndexingStatus.WAITING,
+    IndexingStatus.PARSING,
+    IndexingStatus.CLEANING,
+    IndexingStatus.SPLITTING,
+    IndexingStatus.INDEXING,
+)
+"""States that a worker will move on."""
+
+
 class SegmentStatus(StrEnum):
     """Whether a segment is in the index."""
 

@@ -12,16 +12,8 @@ from sqlalchemy import ColumnElement, CursorResult, and_, case, or_, select, upd
 from sqlalchemy.orm import Session
 
 from kb.db import Sessions, now, reading, transaction
-from kb.models import Document, IndexingStatus
+from kb.models import UNFINISHED, Document, IndexingStatus
 from pipelines.errors import PipelineError
-
-UNFINISHED = (
-    IndexingStatus.WAITING,
-    IndexingStatus.PARSING,
-    IndexingStatus.CLEANING,
-    IndexingStatus.SPLITTING,
-    IndexingStatus.INDEXING,
-)
 
 
 class LeaseLost(PipelineError):

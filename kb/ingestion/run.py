@@ -35,7 +35,7 @@ from kb.process_rules import AUTOMATIC_RULES, graph_for
 from kb.resources import Resources, space_of
 from pipelines.definitions import definition
 from pipelines.engine import EventKind, RunEvent, run
-from pipelines.errors import Cancelled, PipelineError, TransientError
+from pipelines.errors import Cancelled, NodeError, PipelineError, TransientError
 from pipelines.graph import Graph
 from pipelines.node import RunContext
 from pipelines.types import Blob, Chunk, Chunked
@@ -99,13 +99,21 @@ def ingest(claim: Claim, resources: Resources, *, stopped: Callable[[], bool]) -
     except (LeaseLost, Cancelled) as exc:
         release(resources.sessions, claim)
         recorder.finished("stopped", (), exc)
-    except (TransientError, Unavailable) as exc:
-        recorder.failed(exc, transient=True)
-    except (PipelineError, KBError) as exc:
-        recorder.failed(exc, transient=False)
-    except Exception as exc:
-        log.exception("document %s failed unexpectedly", claim.document_id)
-        recorder.failed(exc, transient=True)
+    except Exception as exc:  # noqa: BLE001 - the one place that records any failure
+        recorder.failed(_cause(exc))
+
+
+def _cause(exc: Exception) -> Exception:
+    """The error itself when a node only passed on what a store or library raised."""
+    wrapped = isinstance(exc, NodeError) and exc.code == NodeError.code
+    return exc.__cause__ if wrapped and isinstance(exc.__cause__, Exception) else exc
+
+
+def _is_transient(exc: Exception) -> bool:
+    """Whether trying again may help: it does not for a bad file, it may for all that is unknown."""
+    if isinstance(exc, TransientError | Unavailable):
+        return True
+    return not isinstance(exc, PipelineError | KBError)
 
 
 def _refuse_poison(claim: Claim, max_crashes: int) -> None:
@@ -270,10 +278,10 @@ class _Recorder:
                 )
             )
 
-    def failed(self, exc: Exception, *, transient: bool) -> None:
+    def failed(self, exc: Exception) -> None:
         """Record the failure: a transient one is tried again with growing waits, then given up."""
         ingestion = self._resources.settings.ingestion
-        again = transient and self._claim.attempt < ingestion.max_attempts
+        again = _is_transient(exc) and self._claim.attempt < ingestion.max_attempts
         values: dict[str, Any] = {
             "error": _reason(exc),
             "error_code": getattr(exc, "code", "unexpected_error"),
@@ -293,7 +301,13 @@ class _Recorder:
             }
         else:
             values |= {"indexing_status": IndexingStatus.ERROR, "stopped_at": now()}
-        log.warning("document %s: %s", self._claim.document_id, values["error"])
+        unexpected = not isinstance(exc, PipelineError | KBError)
+        log.warning(
+            "document %s: %s",
+            self._claim.document_id,
+            values["error"],
+            exc_info=exc if unexpected else None,
+        )
         try:
             with transaction(self._sessions) as session:
                 self._claim.update(session, **values)
