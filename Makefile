@@ -1,0 +1,57 @@
+# Everything here sets itself up on a machine with Python >= 3.11 and make.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Model files come from this machine; nothing asks a hub for them.
+export HF_HUB_OFFLINE := 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint types contracts check serve bench docs clean
+
+help:  ## Show the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
+
+# pip with a constraints file and not uv: torch is pinned to a CPU build that only pip finds.
+$(VENV)/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "kb needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version). Set PYTHON=python3.x"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing the pinned dependencies into $(VENV) (a minute or two) ..."
+	@$(BIN)/python -m pip install --quiet --upgrade "pip>=24"
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt torch==2.13.0
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+install: $(VENV)/installed  ## Create .venv with everything that is needed
+
+demo: install  ## Ingest the examples and ask some questions
+	@$(BIN)/python -m kb.cli.demo
+
+test: install  ## Run all tests
+	@$(BIN)/python -m pytest --cov --cov-report=term $(ARGS)
+
+lint: install  ## Check style
+	@$(BIN)/ruff check .
+
+types: install  ## Check types
+	@$(BIN)/mypy
+
+contracts: install  ## Check who imports whom
+	@$(BIN)/lint-imports
+
+check: lint types contracts  ## Style, types and import contracts
+
+serve: install  ## Start a server on http://127.0.0.1:8000
+	@$(BIN)/kb serve
+
+docs: install  ## Write the manual of the node kinds anew
+	@$(BIN)/python -m pipelines.docs > docs/nodes.md
+
+bench: install  ## Compare with the plain way; CORPUS=directory of a labelled set
+	@test -n "$(CORPUS)" || { echo "say which labelled set: make bench CORPUS=path (see bench/README.md)"; exit 1; }
+	@$(BIN)/python -m bench.ingest --corpus $(CORPUS)
+	@$(BIN)/python -m bench.search --corpus $(CORPUS)
+
+clean:  ## Remove what the targets made
+	rm -rf $(VENV) .demo-data .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
