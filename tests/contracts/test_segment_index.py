@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from rank_bm25 import BM25Okapi
 
 from kb.errors import StoreUnavailable
-from kb.ports import Point, PointHead, SegmentIndex, Space, Terms
+from kb.ports import Point, PointHead, Scored, SegmentIndex, Space, Terms
 from kb.retrieval.analysis import analyse, terms_of_query
 from kb.retrieval.bm25 import K1, B, idf, terms_of_document
 from tests.contracts.segment_index import (
@@ -178,16 +178,16 @@ def test_scores_of_given_points_equal_the_scores_of_the_legs(
     ids = [p.id for p in points]
     nearest = {hit.id: hit.score for hit in index.nearest(SPACE, dataset, query, 1000)}
     best = {hit.id: hit.score for hit in index.best(SPACE, dataset, words, 1000)}
-    assert index.dense_scores(SPACE, dataset, query, ids) == nearest
-    assert index.text_scores(SPACE, dataset, words, ids) == best
+    assert index.dense_scores(SPACE, dataset, query, ids) == pytest.approx(nearest, abs=1e-6)
+    assert index.text_scores(SPACE, dataset, words, ids) == pytest.approx(best, rel=1e-6)
     assert 0 < len(best) < len(points), "some points must have no common term"
     some = [ids[3], uuid4(), ids[5]]
-    assert index.dense_scores(SPACE, dataset, query, some) == {
-        id: nearest[id] for id in some if id in nearest
-    }
-    assert index.text_scores(SPACE, dataset, words, some) == {
-        id: best[id] for id in some if id in best
-    }
+    assert index.dense_scores(SPACE, dataset, query, some) == pytest.approx(
+        {id: nearest[id] for id in some if id in nearest}, abs=1e-6
+    )
+    assert index.text_scores(SPACE, dataset, words, some) == pytest.approx(
+        {id: best[id] for id in some if id in best}, rel=1e-6
+    )
     assert index.dense_scores(SPACE, dataset, query, []) == {}
     assert index.text_scores(SPACE, dataset, words, []) == {}
 
@@ -238,26 +238,31 @@ def test_other_datasets_never_influence_a_score(
     query, words = rng.normal(size=DIM).astype(np.float32), terms({1: 1.0, 2: 1.0, 39: 1.0})
     index.upsert(SPACE, random_points(rng, dataset, 80))
 
-    def answers() -> tuple[object, object]:
-        return (
+    def answers() -> list[list[Scored]]:
+        return [
             index.nearest(SPACE, dataset, query, 80),
-            [
-                (h.id, pytest.approx(h.score, rel=1e-6))
-                for h in index.best(SPACE, dataset, words, 80)
-            ],
-        )
+            index.best(SPACE, dataset, words, 80),
+        ]
 
     before = answers()
+
+    def assert_unchanged() -> None:
+        for hits, expected in zip(answers(), before, strict=True):
+            assert [h.id for h in hits] == [h.id for h in expected]
+            assert [h.score for h in hits] == pytest.approx(
+                [h.score for h in expected], rel=1e-6, abs=1e-6
+            )
+
     other = random_points(rng, uuid4(), 700)
     index.upsert(SPACE, other)
-    assert answers() == before
+    assert_unchanged()
     index.delete(SPACE, [p.id for p in other[:300]], up_to_version=1)
-    assert answers() == before
+    assert_unchanged()
     optimized(index)
-    assert answers() == before
+    assert_unchanged()
     index.delete_dataset(SPACE, other[0].dataset_id)
     optimized(index)
-    assert answers() == before
+    assert_unchanged()
 
 
 def test_deleted_points_stop_counting_in_the_statistics_at_once(
@@ -303,7 +308,11 @@ def test_a_filter_on_documents_restricts_but_never_changes_scores(
                 index.best(SPACE, dataset, words, 200, documents=chosen),
             ),
         ):
-            assert hits == [hit for hit in all_hits if hit.id in inside]
+            expected = [hit for hit in all_hits if hit.id in inside]
+            assert [hit.id for hit in hits] == [hit.id for hit in expected]
+            assert [hit.score for hit in hits] == pytest.approx(
+                [hit.score for hit in expected], rel=1e-6, abs=1e-6
+            )
 
 
 def test_no_documents_give_nothing(index: SegmentIndex, dataset: UUID) -> None:
