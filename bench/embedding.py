@@ -4,9 +4,9 @@
 
 DIR is a labelled set (see bench/evaluation.py). Both embed the same texts in alternating order;
 rates and their ratio are medians of the rounds. kb's threads run at normal priority here, as
-torch's do, so that other load on the machine slows both alike. nDCG@10 is measured on the documents that were embedded: all
-that are judged relevant, and others up to N, so it is comparable within a run only, unless
-`--texts 0` takes the whole corpus.
+torch's do, so that other load on the machine slows both alike. nDCG@10 is measured on the
+documents that were embedded: all that are judged relevant, and others up to N, so it is comparable
+within a run only, unless `--texts 0` takes the whole corpus.
 """
 
 from __future__ import annotations
