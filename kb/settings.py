@@ -15,6 +15,8 @@ class Embedding(BaseModel):
 
     model_path: Path | None = None
     """A sentence-transformers model directory; None is the packaged all-MiniLM-L6-v2."""
+    cache_dir: Path | None = None
+    """Keeps the model as exported to ONNX; None: `models` in the data directory."""
     threads: int = Field(default_factory=lambda: os.cpu_count() or 1, gt=0)
     batch_size: int = Field(default=16, gt=0, le=1024)
     niceness: int = Field(default=10, ge=0, le=19)

@@ -44,7 +44,7 @@ def open_resources(settings: Settings) -> Iterator[Resources]:
     )
     embedder = LocalEmbedder(
         settings.embedding.model_path,
-        cache_dir=settings.data_dir / "models",
+        cache_dir=settings.embedding.cache_dir or settings.data_dir / "models",
         threads=settings.embedding.threads,
         batch_size=settings.embedding.batch_size,
         niceness=settings.embedding.niceness,

@@ -1,0 +1,186 @@
+"""`kb documents`: list, show, delete, retry."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from kb.cli.client import connect
+from kb.cli.naming import document_name
+from kb.cli.options import Target, dataset_option, examples, json_option, target_options
+from kb.cli.output import count, moment, print_json, print_table, seconds
+
+
+@click.group(
+    epilog=examples(
+        "kb documents list --dataset handbook",
+        "kb documents show warranty.pdf --dataset handbook",
+        "kb documents retry scan.pdf --dataset handbook",
+    )
+)
+@target_options()
+def documents() -> None:
+    """List, show, delete and retry documents."""
+
+
+@documents.command(
+    "list",
+    epilog=examples(
+        "kb documents list --dataset handbook", "kb documents list -d handbook --status error"
+    ),
+)
+@dataset_option
+@click.option(
+    "--status",
+    type=click.Choice(
+        ["queuing", "indexing", "paused", "error", "available", "disabled", "archived"]
+    ),
+    help="Only documents in this state.  [default: all]",
+)
+@json_option
+@target_options()
+@click.pass_obj
+def list_(target: Target, dataset: str, status: str | None, as_json: bool) -> None:
+    """List the documents of a dataset, newest first."""
+    with connect(target) as client:
+        found = [
+            d for d in client.documents(dataset) if status is None or d["display_status"] == status
+        ]
+    if as_json:
+        print_json(found)
+    elif not found:
+        click.echo(
+            f"no documents that are {status}" if status else "no documents yet; see: kb ingest -h"
+        )
+    else:
+        print_table(
+            ["name", "status", ">characters", "created", "id", "error"],
+            [
+                (
+                    d["name"],
+                    d["display_status"],
+                    "-" if d["word_count"] is None else f"{d['word_count']:,}",
+                    moment(d["created_at"]),
+                    d["id"],
+                    d["error_code"] or "",
+                )
+                for d in found
+            ],
+        )
+
+
+@documents.command(
+    epilog=examples(
+        "kb documents show warranty.pdf --dataset handbook",
+        "kb documents show 'guides/setup.md' --dataset handbook --json",
+    )
+)
+@click.argument("document")
+@dataset_option
+@json_option
+@target_options()
+@click.pass_obj
+def show(target: Target, document: str, dataset: str, as_json: bool) -> None:
+    """Show a document: status, error, segments, and the time of each stage.
+
+    DOCUMENT is its name or id; `folder/file.md` also means `folder › file.md`.
+    """
+    with connect(target) as client:
+        found = client.document(dataset, document_name(document))
+    if as_json:
+        print_json(found)
+        return
+    for label, value in _facts(found):
+        click.echo(f"{label + ':':<12} {value}")
+
+
+def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
+    facts = [
+        ("name", found["name"]),
+        ("id", found["id"]),
+        ("status", found["display_status"]),
+    ]
+    if found["error"]:
+        again = found["next_attempt_at"]
+        facts += [
+            ("error", f"{found['error_code']}: {found['error']}"),
+            ("while", str(found["error_stage"])),
+            ("attempts", f"{found['attempts']}" + (f", next {moment(again)}" if again else "")),
+        ]
+    facts += [("warning", str(warning)) for warning in found["warnings"]]
+    average = f"{found['average_segment_length']:,} characters on average"
+    facts += [
+        ("segments", f"{found['segment_count']:,} ({average})"),
+        ("form", found["doc_form"]),
+        ("version", _version(found)),
+        ("created", moment(found["created_at"])),
+        ("completed", moment(found["completed_at"])),
+        ("took", seconds(found["indexing_latency"])),
+    ]
+    facts += [
+        ("", f"{stage['node']}: {seconds(stage['seconds'])}") for stage in found["pipeline_timings"]
+    ]
+    return facts
+
+
+def _version(found: dict[str, Any]) -> str:
+    if found["pending_version"] is None:
+        return str(found["version"])
+    answering = f"{found['version']} answers" if found["version"] else "none answers yet"
+    return f"{found['pending_version']} is in preparation, {answering}"
+
+
+@documents.command(
+    epilog=examples("kb documents delete old.pdf --dataset handbook --yes"),
+)
+@click.argument("document")
+@dataset_option
+@click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+@target_options()
+@click.pass_obj
+def delete(target: Target, document: str, dataset: str, yes: bool) -> None:
+    """Delete a document with its segments; DOCUMENT is its name or id."""
+    with connect(target) as client:
+        found = client.document(dataset, document_name(document))
+        if not yes:
+            segments = count(found["segment_count"], "segment")
+            click.confirm(f"Delete {found['name']!r} with {segments}?", abort=True)
+        client.delete_document(dataset, found["id"])
+    click.echo(f"deleted {found['name']!r}")
+
+
+@documents.command(
+    epilog=examples(
+        "kb documents retry scan.pdf --dataset handbook",
+        "kb documents retry --all --dataset handbook",
+    )
+)
+@click.argument("document", required=False)
+@dataset_option
+@click.option("--all", "every", is_flag=True, help="Every document that failed.")
+@click.option("--no-wait", is_flag=True, help="Queue, do not wait for the outcome.")
+@target_options()
+@click.pass_obj
+def retry(target: Target, document: str | None, dataset: str, every: bool, no_wait: bool) -> None:
+    """Try a failed document again; DOCUMENT is its name or id.
+
+    It goes on after its last checkpoint. The exit code is 1 if it fails again.
+    """
+    from kb.cli.ingest import Accepted, follow
+
+    if (document is None) is not every:
+        raise click.UsageError("give either DOCUMENT or --all")
+    with connect(target) as client:
+        dataset_id = client.dataset(dataset)["id"]
+        if document is not None:
+            names = [client.document(dataset_id, document_name(document))["id"]]
+        else:
+            names = [
+                d["id"] for d in client.documents(dataset_id) if d["display_status"] == "error"
+            ]
+        if not names:
+            click.echo("no document has failed")
+            return
+        accepted = [Accepted.of(client.retry_document(dataset_id, name)) for name in names]
+        follow(client, dataset_id, accepted, wait=not no_wait)

@@ -1,0 +1,444 @@
+"""Client: a kb server in Python, from file to answer in five lines.
+
+```python
+from kb.client import Client
+with Client("http://127.0.0.1:8000", api_key="dataset-...") as kb:
+    kb.ingest("handbook", "warranty.pdf")
+    for passage in kb.search("handbook", "How long is the warranty?"):
+        print(passage.score, passage.document, passage.text)
+```
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+from uuid import UUID
+
+import httpx
+
+Json = dict[str, Any]
+Method = Literal["hybrid", "vector", "fulltext"]
+
+METHODS: Mapping[str, str] = {
+    "hybrid": "hybrid_search",
+    "vector": "semantic_search",
+    "fulltext": "full_text_search",
+}
+"""Our names of the search methods -> those on the wire."""
+
+FINISHED = frozenset({"completed", "error", "paused"})
+"""Indexing states that a document does not leave by itself."""
+
+_PAGE_ROWS = 100
+_DOCTOR_TIMEOUT_S = 3600.0
+
+
+class ClientError(Exception):
+    """The server did not do what was asked; the message says why and what would help."""
+
+
+class Unreachable(ClientError):
+    """No kb server answers at this address; may be retried."""
+
+
+class ApiError(ClientError):
+    """The server refused.
+
+    Attributes:
+        status: of HTTP.
+        code: machine-readable reason, such as `invalid_param`.
+    """
+
+    def __init__(self, message: str, *, status: int, code: str) -> None:
+        super().__init__(message)
+        self.status, self.code = status, code
+
+
+class Missing(ClientError):
+    """No dataset or document has this name; the message names those that exist."""
+
+
+class IngestionFailed(ClientError):
+    """The document was accepted but cannot be indexed.
+
+    Attributes:
+        document: as the server shows it, with `error_code` and `error`.
+    """
+
+    def __init__(self, message: str, document: Json) -> None:
+        super().__init__(message)
+        self.document = document
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A piece of a document that answers a query.
+
+    Attributes:
+        score: in [0, 1], higher is better.
+        source: where the passage stands: `start` and `end` (characters of the extracted text)
+            and, as far as the format has them, `page`, `page_end`, `headings`, `sheet`, `rows`.
+        children: the parts that matched, of a passage that was found by its parts.
+        explanation: how the score came about, when it was asked for.
+    """
+
+    score: float
+    text: str
+    document: str
+    document_id: str
+    segment_id: str
+    position: int
+    source: Json
+    children: tuple[Json, ...] = ()
+    explanation: Json | None = None
+
+    @staticmethod
+    def of(record: Json) -> Passage:
+        """A record of a retrieve answer."""
+        segment = record["segment"]
+        return Passage(
+            score=record["score"],
+            text=segment["content"],
+            document=segment["document"]["name"],
+            document_id=segment["document"]["id"],
+            segment_id=segment["id"],
+            position=segment["position"],
+            source=segment.get("source") or {},
+            children=tuple(record.get("child_chunks") or ()),
+            explanation=record.get("explain"),
+        )
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a search found, best passage first; iterates over the passages.
+
+    Attributes:
+        timings_ms: milliseconds per stage in the server, when an explanation was asked for.
+        raw: the body as it came.
+    """
+
+    passages: tuple[Passage, ...]
+    raw: Json = field(repr=False)
+    timings_ms: dict[str, float] = field(default_factory=dict)
+
+    def __iter__(self) -> Iterator[Passage]:
+        return iter(self.passages)
+
+    def __len__(self) -> int:
+        return len(self.passages)
+
+
+class Client:
+    """A kb server over HTTP. Datasets and documents are given by name or id.
+
+    Every method raises ClientError: Unreachable, ApiError or Missing.
+
+    Args:
+        url: such as http://127.0.0.1:8000.
+        api_key: what `kb serve` printed at its first start, or its KB_API_KEY.
+        timeout_s: for one answer.
+        transport: another way to the server than the network.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        api_key: str,
+        *,
+        timeout_s: float = 120.0,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        self.url = url.rstrip("/")
+        try:
+            # What is not ASCII cannot stand in a header; the server refuses the rest.
+            self._http = httpx.Client(
+                base_url=self.url,
+                headers={b"Authorization": f"Bearer {api_key.strip()}".encode()},
+                timeout=timeout_s,
+                transport=transport,
+            )
+        except (httpx.InvalidURL, ValueError) as exc:
+            raise ClientError(f"{url!r} is not a URL: {exc}") from exc
+
+    def close(self) -> None:
+        """Let go of the connections."""
+        self._http.close()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # -- datasets
+
+    def datasets(self, keyword: str = "") -> list[Json]:
+        """Every dataset, newest first; `keyword` is a part of the name."""
+        return list(self._pages("/v1/datasets", {"keyword": keyword}))
+
+    def find_dataset(self, name: str) -> Json | None:
+        """The dataset of this name or id, or None."""
+        if _is_id(name):
+            try:
+                return self._json("GET", f"/v1/datasets/{name}")
+            except ApiError as exc:
+                if exc.status != 404:
+                    raise
+        return next((d for d in self.datasets(name) if d["name"] == name), None)
+
+    def dataset(self, name: str) -> Json:
+        """The dataset of this name or id.
+
+        Raises:
+            Missing: the message names the datasets that exist.
+        """
+        found = self.find_dataset(name)
+        if found is not None:
+            return found
+        names = sorted(d["name"] for d in self.datasets())
+        if not names:
+            raise Missing(
+                f"no dataset {name!r}, and no other; create one: kb datasets create NAME, or "
+                "kb ingest PATH --dataset NAME"
+            )
+        shown = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if names[20:] else "")
+        raise Missing(f"no dataset {name!r}; there is: {shown}")
+
+    def create_dataset(self, name: str, **settings: Any) -> Json:
+        """Create a dataset; `settings` are other keys of the request's body."""
+        return self._json("POST", "/v1/datasets", json={"name": name, **settings})
+
+    def delete_dataset(self, name: str) -> None:
+        """Delete a dataset with its documents."""
+        self._send("DELETE", f"/v1/datasets/{self.dataset(name)['id']}")
+
+    # -- documents
+
+    def documents(self, dataset: str, keyword: str = "") -> list[Json]:
+        """Every document of a dataset, newest first; `keyword` is a part of the name."""
+        return list(self._pages(f"{self._path(dataset)}/documents", {"keyword": keyword}))
+
+    def document(self, dataset: str, name: str) -> Json:
+        """One document with its outcome, its timings and its segment count.
+
+        Raises:
+            Missing: the message names documents with similar names.
+        """
+        path = self._path(dataset)
+        return self._json("GET", f"{path}/documents/{self._document_id(path, name)}")
+
+    def delete_document(self, dataset: str, name: str) -> None:
+        """Delete a document with its segments."""
+        path = self._path(dataset)
+        self._send("DELETE", f"{path}/documents/{self._document_id(path, name)}")
+
+    def retry_document(self, dataset: str, name: str) -> Json:
+        """Queue a failed document again; it goes on after its last checkpoint."""
+        path = self._path(dataset)
+        return self._json("POST", f"{path}/documents/{self._document_id(path, name)}/retry")
+
+    def upload(
+        self, dataset: str, name: str, data: bytes, settings: Json | None = None
+    ) -> tuple[Json, str]:
+        """Send one file; it is indexed in the background, in place of one of the same name.
+
+        Args:
+            name: the document's name, with the extension that tells the format.
+            settings: `indexing_technique` (needed by the first document of a dataset that was
+                created without), `doc_form`, `process_rule` and others.
+        Returns:
+            The document, and the batch to ask `indexing_status` with.
+        """
+        answer = self._json(
+            "POST",
+            f"{self._path(dataset)}/document/create-by-file",
+            data={"data": json.dumps(settings or {})},
+            files={"file": (name, data)},
+        )
+        return answer["document"], answer["batch"]
+
+    def indexing_status(self, dataset: str, batch: str) -> Json:
+        """How far the document of an upload has got."""
+        answer = self._json("GET", f"{self._path(dataset)}/documents/{batch}/indexing-status")
+        status: Json = answer["data"][0]
+        return status
+
+    def ingest(self, dataset: str, file: str | Path, *, poll_s: float = 0.2) -> Json:
+        """Send one file, creating the dataset if it is missing, and wait until it is searchable.
+
+        Raises:
+            IngestionFailed: the server cannot read it.
+            OSError: this process cannot.
+        """
+        path = Path(file)
+        data = path.read_bytes()
+        found = self.find_dataset(dataset) or self.create_dataset(
+            dataset, indexing_technique="high_quality"
+        )
+        technique = found["indexing_technique"] or "high_quality"
+        document, batch = self.upload(
+            found["id"], path.name, data, {"indexing_technique": technique}
+        )
+        while self.indexing_status(found["id"], batch)["indexing_status"] not in FINISHED:
+            time.sleep(poll_s)
+        document = self.document(found["id"], document["id"])
+        if document["indexing_status"] == "error":
+            raise IngestionFailed(f"{document['error_code']}: {document['error']}", document)
+        return document
+
+    # -- search and upkeep
+
+    def search(
+        self,
+        dataset: str,
+        query: str,
+        *,
+        method: Method = "hybrid",
+        top_k: int = 5,
+        threshold: float | None = None,
+        vector_weight: float | None = None,
+        explain: bool = False,
+    ) -> Answer:
+        """The passages that answer a query, best first.
+
+        Args:
+            method: by meaning and words, by meaning (`vector`), or by words (`fulltext`). A
+                dataset of technique `economy` is always searched by words.
+            threshold: only scores >= this, in [0, 1].
+            vector_weight: the share of meaning in a hybrid score, in [0, 1]; None: the server's.
+            explain: also return how each score came about, and the stages' times.
+        """
+        model: Json = {
+            "search_method": METHODS[method],
+            "reranking_enable": False,
+            "top_k": top_k,
+            "score_threshold_enabled": threshold is not None,
+            "score_threshold": threshold,
+        }
+        if vector_weight is not None:
+            model["weights"] = {
+                "vector_setting": {"vector_weight": vector_weight},
+                "keyword_setting": {"keyword_weight": round(1 - vector_weight, 9)},
+            }
+        answer = self._json(
+            "POST",
+            f"{self._path(dataset)}/retrieve",
+            params={"explain": "true"} if explain else None,
+            json={"query": query, "retrieval_model": model},
+        )
+        return Answer(
+            tuple(Passage.of(record) for record in answer["records"]),
+            raw=answer,
+            timings_ms=answer.get("timings_ms", {}),
+        )
+
+    def doctor(self, *, repair: bool = False) -> Json:
+        """Compare database, index and files; with `repair` heal what differs. May take minutes."""
+        return self._json(
+            "POST",
+            "/v1/doctor",
+            params={"repair": "true"} if repair else None,
+            timeout=_DOCTOR_TIMEOUT_S,
+        )
+
+    # -- how it is done
+
+    def _path(self, dataset: str) -> str:
+        found = dataset if _is_id(dataset) else self.dataset(dataset)["id"]
+        return f"/v1/datasets/{found}"
+
+    def _document_id(self, path: str, name: str) -> str:
+        if _is_id(name):
+            return name
+        found = list(self._pages(f"{path}/documents", {"keyword": name}))
+        for document in found:
+            if document["name"] == name:
+                return str(document["id"])
+        found = found or list(self._pages(f"{path}/documents", {}))
+        names = sorted(d["name"] for d in found)
+        if not names:
+            raise Missing(f"no document {name!r}; the dataset is empty")
+        shown = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if names[20:] else "")
+        raise Missing(f"no document {name!r}; there is: {shown}")
+
+    def _pages(self, path: str, params: Json) -> Iterator[Json]:
+        page = 1
+        while True:
+            body = self._json("GET", path, params={**params, "page": page, "limit": _PAGE_ROWS})
+            yield from body["data"]
+            if page * _PAGE_ROWS >= body["total"] or not body["data"]:
+                return
+            page += 1
+
+    def _json(self, method: str, path: str, **request: Any) -> Json:
+        response = self._send(method, path, **request)
+        try:
+            body = response.json()
+        except ValueError as exc:
+            raise self._stranger(response) from exc
+        if not isinstance(body, dict):
+            raise self._stranger(response)
+        return body
+
+    def _send(self, method: str, path: str, **request: Any) -> httpx.Response:
+        try:
+            response = self._http.request(method, path, **request)
+        except (httpx.InvalidURL, httpx.UnsupportedProtocol) as exc:
+            raise ClientError(f"{self.url!r} is not a URL of a server: {exc}") from exc
+        except httpx.TimeoutException as exc:
+            raise Unreachable(
+                f"{self.url} did not answer in time; look at the server's log, and try again"
+            ) from exc
+        except httpx.TransportError as exc:
+            reason = re.sub(r"^\[Errno -?\d+\] ", "", str(exc)) or type(exc).__name__
+            raise Unreachable(
+                f"cannot reach {self.url}: {reason}; is `kb serve` running there?"
+            ) from exc
+        if response.is_success:
+            return response
+        raise self._refusal(response)
+
+    def _refusal(self, response: httpx.Response) -> ClientError:
+        try:
+            body = response.json()
+            code, message = str(body["code"]), str(body["message"])
+        except (ValueError, KeyError, TypeError):
+            return self._stranger(response)
+        if message == response.reason_phrase:  # no route has this path
+            return self._stranger(response)
+        return ApiError(_readable(code, message), status=response.status_code, code=code)
+
+    def _stranger(self, response: httpx.Response) -> ClientError:
+        return ClientError(
+            f"{self.url} answered {response.status_code} {response.reason_phrase} to "
+            f"{response.request.method} {response.request.url.path}, not as a kb server does; "
+            "check the URL"
+        )
+
+
+def _readable(code: str, message: str) -> str:
+    """The message; of a body that did not validate it is a JSON list of errors."""
+    if code != "unprocessable_entity":
+        return message
+    try:
+        errors = json.loads(message)
+        return "; ".join(
+            f"{'.'.join(map(str, e['loc'])) or 'body'}: {e['msg']} (got {e['input']!r})"
+            for e in errors
+        )
+    except (ValueError, KeyError, TypeError):
+        return message
+
+
+def _is_id(text: str) -> bool:
+    try:
+        return str(UUID(text)) == text.lower()
+    except ValueError:
+        return False
