@@ -19,14 +19,16 @@ from typing import Any
 
 import numpy as np
 
+from kb.adapters.model_layout import (
+    ModelLayout,
+    content_hash,
+    read_layout,
+)
 from kb.adapters.onnx_export import exported
 from kb.adapters.onnx_model import (
-    ModelLayout,
     OnnxBackend,
     OnnxUnusable,
-    content_hash,
     normalised,
-    read_layout,
 )
 from kb.errors import ProviderNotInitialized
 from pipelines.errors import TransientError

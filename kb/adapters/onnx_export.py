@@ -21,14 +21,16 @@ from typing import Any
 import numpy as np
 from filelock import FileLock, Timeout
 
+from kb.adapters.model_layout import (
+    ModelLayout,
+    content_hash,
+    read_layout,
+)
 from kb.adapters.onnx_model import (
     TOKENIZER_FILE,
-    ModelLayout,
     OnnxBackend,
     OnnxUnusable,
-    content_hash,
     normalised,
-    read_layout,
 )
 
 logger = logging.getLogger("kb.embedding")

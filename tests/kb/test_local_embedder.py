@@ -21,16 +21,18 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from kb.adapters.local_embedder import LocalEmbedder, packaged_model
+from kb.adapters.model_layout import (
+    content_hash,
+    model_name,
+    read_layout,
+)
 from kb.adapters.onnx_export import MANIFEST, exported, is_finished
 from kb.adapters.onnx_model import (
     TOKENIZER_FILE,
     OnnxBackend,
     OnnxUnusable,
-    content_hash,
-    model_name,
     normalised,
     pooled,
-    read_layout,
 )
 from kb.errors import ProviderNotInitialized
 from pipelines.errors import TransientError
@@ -422,7 +424,7 @@ def test_a_killed_export_is_done_again_and_leaves_nothing_behind(tmp_path: Path)
 from pathlib import Path
 from kb.adapters.local_embedder import packaged_model
 from kb.adapters.onnx_export import exported
-from kb.adapters.onnx_model import read_layout
+from kb.adapters.model_layout import read_layout
 exported(read_layout(packaged_model()), Path({str(tmp_path / "c")!r}), command={slow!r})
 """
     process = subprocess.Popen([sys.executable, "-c", script], start_new_session=True)
