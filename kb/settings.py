@@ -18,7 +18,8 @@ class Embedding(BaseModel):
     cache_dir: Path | None = None
     """Keeps the model as exported to ONNX; None: `models` in the data directory."""
     threads: int = Field(default_factory=lambda: os.cpu_count() or 1, gt=0)
-    batch_size: int = Field(default=16, gt=0, le=1024)
+    batch_size: int = Field(default=8, gt=0, le=1024)
+    """Texts of similar length that are embedded together by one thread."""
     niceness: int = Field(default=10, ge=0, le=19)
     """Added to the embedding threads' niceness, so that queries come first."""
 
@@ -66,7 +67,9 @@ class Limits(BaseModel):
     chunk_chars: int = Field(default=4000, ge=50)
     """Upper bound of `max_tokens` in a process rule."""
     min_free_bytes: int = Field(default=256_000_000, ge=0)
-    """Writes stop when the data directory's disk has less free than this, or than 5 %."""
+    """Writes stop when the data directory's disk has less free than this."""
+    min_free_share: float = Field(default=0.0, ge=0, lt=1)
+    """Writes stop, too, when less than this share of the disk is free."""
 
 
 class Settings(BaseSettings):

@@ -40,7 +40,9 @@ def open_resources(settings: Settings) -> Iterator[Resources]:
     upgrade(sessions.engine)
     workspace_id, owner_id = _first_workspace(sessions)
     index = QdrantEdgeIndex(
-        settings.data_dir / "index", min_free_bytes=settings.limits.min_free_bytes
+        settings.data_dir / "index",
+        min_free_bytes=settings.limits.min_free_bytes,
+        min_free_share=settings.limits.min_free_share,
     )
     embedder = LocalEmbedder(
         settings.embedding.model_path,
@@ -66,7 +68,9 @@ def open_resources(settings: Settings) -> Iterator[Resources]:
             sessions=sessions,
             index=index,
             blobs=LocalBlobs(
-                settings.data_dir / "blobs", min_free_bytes=settings.limits.min_free_bytes
+                settings.data_dir / "blobs",
+                min_free_bytes=settings.limits.min_free_bytes,
+                min_free_share=settings.limits.min_free_share,
             ),
             embedders=embedder_of,
             default_embedder=embedder,

@@ -19,7 +19,7 @@ class LocalBlobs:
     """Files under one directory; a write is whole or absent, and survives a loss of power."""
 
     def __init__(
-        self, directory: Path, *, min_free_bytes: int = 256_000_000, min_free_share: float = 0.05
+        self, directory: Path, *, min_free_bytes: int = 256_000_000, min_free_share: float = 0.0
     ) -> None:
         self._root = directory
         self._min_free_bytes = min_free_bytes
@@ -77,7 +77,7 @@ class LocalBlobs:
 
     def _check_space(self, size: int) -> None:
         usage = shutil.disk_usage(self._root)
-        floor = min(self._min_free_bytes, int(usage.total * self._min_free_share))
+        floor = max(self._min_free_bytes, int(usage.total * self._min_free_share))
         if usage.free - size < floor:
             raise StoreUnavailable(
                 "blob store", "put", f"disk almost full ({usage.free} bytes free); make room"
