@@ -37,14 +37,13 @@ def list_(target: Target, as_json: bool) -> None:
         click.echo("no datasets yet; create one: kb datasets create NAME")
     else:
         print_table(
-            ["name", ">documents", ">available", "technique", "model", "created", "id"],
+            ["name", ">documents", ">available", "technique", "created", "id"],
             [
                 (
                     d["name"],
                     d["total_documents"],
                     d["total_available_documents"],
                     d["indexing_technique"] or "-",
-                    d["embedding_model"] or "-",
                     moment(d["created_at"]),
                     d["id"],
                 )

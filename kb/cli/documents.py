@@ -92,7 +92,7 @@ def show(target: Target, document: str, dataset: str, as_json: bool) -> None:
         print_json(found)
         return
     for label, value in _facts(found):
-        click.echo(f"{label + ':':<12} {value}")
+        click.echo(f"{label + ':' if label else '':<12} {value}")
 
 
 def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
@@ -115,9 +115,12 @@ def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("form", found["doc_form"]),
         ("version", _version(found)),
         ("created", moment(found["created_at"])),
-        ("completed", moment(found["completed_at"])),
-        ("took", seconds(found["indexing_latency"])),
     ]
+    if found["completed_at"]:
+        facts += [
+            ("completed", moment(found["completed_at"])),
+            ("took", seconds(found["indexing_latency"])),
+        ]
     facts += [
         ("", f"{stage['node']}: {seconds(stage['seconds'])}") for stage in found["pipeline_timings"]
     ]
@@ -127,8 +130,9 @@ def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
 def _version(found: dict[str, Any]) -> str:
     if found["pending_version"] is None:
         return str(found["version"])
-    answering = f"{found['version']} answers" if found["version"] else "none answers yet"
-    return f"{found['pending_version']} is in preparation, {answering}"
+    answering = f"{found['version']} answers" if found["version"] else "none answers queries yet"
+    state = "failed" if found["indexing_status"] == "error" else "is in preparation"
+    return f"{found['pending_version']} {state}, {answering}"
 
 
 @documents.command(

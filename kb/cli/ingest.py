@@ -303,8 +303,10 @@ def _progress(watch: _Watch) -> Iterator[None]:
         BarColumn(bar_width=24),
         TextColumn("{task.fields[segments]}"),
         TextColumn(
-            "[dim]{task.fields[now]}", table_column=Column(no_wrap=True, overflow="ellipsis")
+            "[dim]{task.fields[now]}",
+            table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis"),
         ),
+        expand=True,
         console=err,
         transient=True,
     ) as progress:

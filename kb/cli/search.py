@@ -132,7 +132,8 @@ def print_answer(answer: Answer, query: str) -> None:
 def _heading(rank: int, passage: Passage) -> Text:
     from rich.text import Text
 
-    line = Text(f"{rank:>2}  ", style="dim")
+    line = Text()
+    line.append(f"{rank:>2}  ", style="dim")
     line.append(f"{passage.score:.3f}  ", style="bold cyan")
     line.append(passage.document, style="bold")
     if where := place(passage.source):
@@ -156,36 +157,47 @@ def explanation_lines(explanation: dict[str, Any]) -> list[str]:
     return lines
 
 
+_NO_SPACES = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Hangul}"
+_WORDS = (
+    rf"(?V1)(?P<dense>[{_NO_SPACES}]+)"
+    rf"|[[\p{{L}}\p{{N}}]--[{_NO_SPACES}]](?:[^\s{_NO_SPACES}]*[[\p{{L}}\p{{N}}+#]--[{_NO_SPACES}]])?"
+)
+
+
 def query_terms(query: str) -> frozenset[str]:
-    """What to look out for in a passage: the query's terms as the index has them."""
+    """What to look out for in a passage: the query's terms as the index has them.
+
+    Without single letters and characters, which are everywhere, unless there is nothing else.
+    """
     from kb.retrieval.analysis import analyse_query
 
-    return frozenset(analyse_query(query))
+    terms = frozenset(analyse_query(query))
+    return frozenset(term for term in terms if len(term) > 1) or terms
 
 
 def marked_spans(text: str, terms: frozenset[str]) -> list[tuple[int, int]]:
     """Half-open spans of the words in `text` that share a term with the query, in order.
 
-    In scripts without spaces two neighbouring characters must fit, if the query has two: single
-    ones are everywhere.
+    Of scripts without spaces, single characters and pairs of them.
     """
     import regex
 
     from kb.retrieval.analysis import analyse
 
     spans = []
-    for word in regex.finditer(r"(?V1)[\p{Han}\p{Hiragana}\p{Katakana}\p{Hangul}]+|\S+", text):
-        if not regex.match(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Hangul}]", word[0]):
+    for word in regex.finditer(_WORDS, text):
+        if word["dense"] is None:
             if not terms.isdisjoint(analyse(word[0])):
                 spans.append(word.span())
             continue
-        hits = {
-            i + offset
-            for i in range(len(word[0]) - 1)
-            if word[0][i : i + 2] in terms
-            for offset in (0, 1)
+        marked = {
+            start + offset
+            for length in (1, 2)
+            for start in range(word.start(), word.end() - length + 1)
+            if text[start : start + length] in terms
+            for offset in range(length)
         }
-        spans += [(word.start() + i, word.start() + i + 1) for i in sorted(hits)]
+        spans += [(at, at + 1) for at in sorted(marked)]
     return spans
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import socket
 import threading
@@ -54,7 +55,10 @@ def serve(target: Target, host: str | None, port: int | None) -> None:
     settings = load_settings(target)
     host, port = host or settings.host, settings.port if port is None else port
     configure_logging({"kb": settings.log_level.upper()}, LOG_LINE)
-    with stopping() as stop, open_data_directory(settings) as (directory, resources):
+    with (
+        stopping(settings.shutdown_s) as stop,
+        open_data_directory(settings) as (directory, resources),
+    ):
         with _listen(host, port) as listener:
             url = _url(host, listener.getsockname()[1])
             directory.announce(url)
@@ -65,38 +69,59 @@ def serve(target: Target, host: str | None, port: int | None) -> None:
             threading.Thread(
                 target=_warm_up, args=(resources.default_embedder,), daemon=True
             ).start()
-            server.run(sockets=[listener])
-            if not server.started and not stop.asked:
-                raise CliError("the server could not start; its log above says why")
-        log.info("stopped; waiting work goes on at the next start")
+            try:
+                server.run(sockets=[listener])
+            except SystemExit as exc:  # what uvicorn makes of a failed start
+                raise CliError("the server could not start; the log above says why") from exc
+    log.info("stopped; waiting work goes on at the next start")
 
 
 class Stop:
-    """What SIGINT and SIGTERM do: end the server if it is there yet, else this process."""
+    """What SIGINT and SIGTERM do: end the server if it is there yet, else this process.
 
-    def __init__(self) -> None:
-        self.asked = False
+    Whatever has not ended `deadline_s` after the first signal is cut off: everything that was
+    acknowledged is on disk, and the next start goes on from there.
+    """
+
+    def __init__(self, deadline_s: float) -> None:
+        self._asked = False
         self._server: uvicorn.Server | None = None
+        self._cut = threading.Timer(deadline_s, self._cut_off, [deadline_s])
+        self._cut.daemon = True
 
     def ends(self, server: uvicorn.Server) -> None:
         """From now on a signal ends this server; a second SIGINT does not wait for requests."""
         self._server = server
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        self.asked = True
+        if not self._asked:
+            self._asked = True
+            self._cut.start()
         if self._server is None:
             raise SystemExit(0)
         self._server.handle_exit(number, frame)
 
+    def close(self) -> None:
+        """Nothing is left that could be cut off."""
+        self._cut.cancel()
+
+    @staticmethod
+    def _cut_off(deadline_s: float) -> None:
+        log.warning(
+            "work did not end within %g s and is cut off; the next start goes on", deadline_s
+        )
+        os._exit(0)
+
 
 @contextmanager
-def stopping() -> Iterator[Stop]:
+def stopping(deadline_s: float) -> Iterator[Stop]:
     """Handle SIGINT and SIGTERM while it lasts."""
-    stop = Stop()
+    stop = Stop(deadline_s)
     before = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield stop
     finally:
+        stop.close()
         for number, handler in before.items():
             signal.signal(number, handler)
 
@@ -119,7 +144,7 @@ def _server(resources: Resources) -> uvicorn.Server:
             log_config=None,
             access_log=False,
             lifespan="on",
-            timeout_graceful_shutdown=max(1, int(resources.settings.shutdown_s)),
+            timeout_graceful_shutdown=max(1, int(resources.settings.shutdown_s / 2)),
         )
     )
 
