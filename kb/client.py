@@ -138,7 +138,8 @@ class Answer:
 class Client:
     """A kb server over HTTP. Datasets and documents are given by name or id.
 
-    Every method raises ClientError: Unreachable, ApiError or Missing.
+    Every method raises ClientError: Unreachable, ApiError or Missing; the constructor does when
+    `url` is none.
 
     Args:
         url: such as http://127.0.0.1:8000.
@@ -155,17 +156,20 @@ class Client:
         timeout_s: float = 120.0,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        self.url = url.rstrip("/")
         try:
-            # What is not ASCII cannot stand in a header; the server refuses the rest.
-            self._http = httpx.Client(
-                base_url=self.url,
-                headers={b"Authorization": f"Bearer {api_key.strip()}".encode()},
-                timeout=timeout_s,
-                transport=transport,
-            )
-        except (httpx.InvalidURL, ValueError) as exc:
+            parsed = httpx.URL(url)
+        except httpx.InvalidURL as exc:
             raise ClientError(f"{url!r} is not a URL: {exc}") from exc
+        if parsed.scheme not in ("http", "https") or not parsed.host:
+            raise ClientError(f"{url!r} is not a URL of a server, such as http://127.0.0.1:8000")
+        self.url = url.rstrip("/")
+        self._http = httpx.Client(
+            base_url=self.url,
+            # As bytes: a key that is not ASCII is the server's to refuse.
+            headers={b"Authorization": f"Bearer {api_key.strip()}".encode()},
+            timeout=timeout_s,
+            transport=transport,
+        )
 
     def close(self) -> None:
         """Let go of the connections."""
@@ -390,8 +394,6 @@ class Client:
     def _send(self, method: str, path: str, **request: Any) -> httpx.Response:
         try:
             response = self._http.request(method, path, **request)
-        except (httpx.InvalidURL, httpx.UnsupportedProtocol) as exc:
-            raise ClientError(f"{self.url!r} is not a URL of a server: {exc}") from exc
         except httpx.TimeoutException as exc:
             raise Unreachable(
                 f"{self.url} did not answer in time; look at the server's log, and try again"

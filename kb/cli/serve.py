@@ -58,21 +58,19 @@ def serve(target: Target, host: str | None, port: int | None) -> None:
     with (
         stopping(settings.shutdown_s) as stop,
         open_data_directory(settings) as (directory, resources),
+        _listen(host, port) as listener,
     ):
-        with _listen(host, port) as listener:
-            url = _url(host, listener.getsockname()[1])
-            directory.announce(url)
-            # Who connects from here on waits in the listener's queue until the server has started.
-            _announce(url, resources)
-            server = _server(resources)
-            stop.ends(server)
-            threading.Thread(
-                target=_warm_up, args=(resources.default_embedder,), daemon=True
-            ).start()
-            try:
-                server.run(sockets=[listener])
-            except SystemExit as exc:  # what uvicorn makes of a failed start
-                raise CliError("the server could not start; the log above says why") from exc
+        url = _url(host, listener.getsockname()[1])
+        directory.announce(url)
+        # Who connects from here on waits in the listener's queue until the server has started.
+        _announce(url, resources)
+        server = _server(resources)
+        stop.ends(server)
+        threading.Thread(target=_warm_up, args=(resources.default_embedder,), daemon=True).start()
+        try:
+            server.run(sockets=[listener])
+        except SystemExit as exc:  # what uvicorn makes of a failed start
+            raise CliError("the server could not start; the log above says why") from exc
     log.info("stopped; waiting work goes on at the next start")
 
 
