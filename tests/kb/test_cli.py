@@ -31,8 +31,8 @@ from kb.db import transaction
 from kb.models import ApiKey
 from kb.resources import Resources
 
-HEAVY = ("fastapi", "starlette", "uvicorn", "sqlalchemy", "alembic", "pydantic", "httpx", "rich")
-HEAVY += ("numpy", "torch", "onnxruntime", "sentence_transformers", "qdrant_edge", "regex", "lxml")
+HEAVY = ["fastapi", "starlette", "uvicorn", "sqlalchemy", "alembic", "pydantic", "httpx", "rich"]
+HEAVY += ["numpy", "torch", "onnxruntime", "sentence_transformers", "qdrant_edge", "regex", "lxml"]
 READABLE = frozenset({"md", "txt", "pdf"})
 
 
