@@ -7,7 +7,7 @@ export HF_HUB_OFFLINE := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types contracts check serve bench docs clean
+.PHONY: help install services demo test lint types contracts check serve bench docs clean
 
 help:  ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -28,7 +28,10 @@ install: $(VENV)/installed  ## Create .venv with everything that is needed
 demo: install  ## Ingest the examples and ask some questions
 	@$(BIN)/python -m kb.cli.demo
 
-test: install  ## Run all tests
+services:  ## Install PostgreSQL and Redis for the tests, where we may (Debian, as root)
+	@.ci/services
+
+test: install services  ## Run all tests
 	@$(BIN)/python -m pytest --cov --cov-report=term $(ARGS)
 
 lint: install  ## Check style
