@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from sqlalchemy import func, select
 from sqlalchemy.exc import IntegrityError
@@ -25,7 +26,7 @@ from kb.models import (
 )
 from kb.ports import Space
 from kb.resources import FULL_TEXT_SPACE, Resources, space_of
-from kb.schemas import DatasetCreate, DatasetUpdate
+from kb.schemas import DatasetCreate, DatasetUpdate, RetrievalModelIn
 
 
 @dataclass(frozen=True)
@@ -42,11 +43,12 @@ def add_dataset(session: Session, body: DatasetCreate, resources: Resources) -> 
 
     Raises:
         DatasetNameDuplicate: the name is taken.
-        InvalidParam: the embedding model is not one of this server's, or the provider is external.
+        InvalidParam: the embedding model is not one of this server's, the provider is external, or
+            the retrieval settings cannot work here.
     """
     if body.provider == "external":
         raise InvalidParam(
-            "provider 'external' is not served here; create the dataset with provider 'vendor'"
+            "provider 'external' is not available; leave provider out, or send 'vendor'"
         )
     dataset = Dataset(
         workspace_id=resources.workspace_id,
@@ -54,8 +56,10 @@ def add_dataset(session: Session, body: DatasetCreate, resources: Resources) -> 
         description=body.description,
         provider=body.provider,
         permission=body.permission or "only_me",
-        retrieval_model=body.retrieval_model.stored() if body.retrieval_model else None,
-        summary_index_setting=body.summary_index_setting,
+        retrieval_model=_checked(body.retrieval_model, resources),
+        summary_index_setting=(
+            body.summary_index_setting.model_dump() if body.summary_index_setting else None
+        ),
         created_by=resources.owner_id,
         updated_by=resources.owner_id,
     )
@@ -77,6 +81,32 @@ def add_dataset(session: Session, body: DatasetCreate, resources: Resources) -> 
     return dataset
 
 
+def set_retrieval_model(dataset: Dataset, model: RetrievalModelIn, resources: Resources) -> None:
+    """Keep how the dataset is searched when a query does not say.
+
+    Raises:
+        InvalidParam: top_k is beyond the limit, or the rerank model is not configured.
+    """
+    dataset.retrieval_model = _checked(model, resources)
+
+
+def _checked(model: RetrievalModelIn | None, resources: Resources) -> dict[str, Any] | None:
+    if model is None:
+        return None
+    most = resources.settings.limits.top_k
+    if model.top_k is not None and not 1 <= model.top_k <= most:
+        raise InvalidParam(
+            f"retrieval_model.top_k is {model.top_k}; choose 1 to {most}, or raise KB_LIMITS__TOP_K"
+        )
+    if model.reranks_by_model:
+        assert model.reranking_model is not None
+        raise InvalidParam(
+            f"rerank model {model.reranking_model.reranking_model_name!r} is not configured; set "
+            "retrieval_model.reranking_mode to 'weighted_score' or reranking_enable to false"
+        )
+    return model.stored()
+
+
 def set_technique(
     dataset: Dataset,
     technique: IndexingTechnique,
@@ -95,24 +125,28 @@ def set_technique(
         dataset.space_name, dataset.space_dim = FULL_TEXT_SPACE.name, None
         return
     default_provider, default_model = resources.default_embedder_name
-    if model and model != default_model:
+    if (model or default_model, provider or default_provider) != (default_model, default_provider):
         raise InvalidParam(
-            f"embedding model {model!r} is not configured; this server has {default_model!r} "
-            f"of provider {default_provider!r}"
+            f"embedding model {model or default_model!r} of provider "
+            f"{provider or default_provider!r} is not configured; leave both out, or send "
+            f"embedding_model {default_model!r} and embedding_model_provider {default_provider!r}"
         )
-    dataset.embedding_model = default_model
-    dataset.embedding_model_provider = provider or default_provider
+    dataset.embedding_model, dataset.embedding_model_provider = default_model, default_provider
     embedder = resources.default_embedder
     dataset.space_name, dataset.space_dim = embedder.id, embedder.dim
 
 
-def get_dataset(session: Session, workspace_id: uuid.UUID, dataset_id: uuid.UUID) -> Dataset:
+def get_dataset(
+    session: Session, workspace_id: uuid.UUID, dataset_id: uuid.UUID, *, lock: bool = False
+) -> Dataset:
     """The dataset, if it is this workspace's.
 
+    Args:
+        lock: let no other writer near it until the transaction ends (SQLite has one writer anyway).
     Raises:
         NotFound: it is not there.
     """
-    dataset = session.get(Dataset, dataset_id)
+    dataset = session.get(Dataset, dataset_id, with_for_update=True if lock else None)
     if dataset is None or dataset.workspace_id != workspace_id:
         raise NotFound("dataset", dataset_id)
     return dataset
@@ -125,13 +159,17 @@ def list_datasets(
     page: int,
     limit: int,
     keyword: str | None = None,
+    only: uuid.UUID | None = None,
 ) -> tuple[Sequence[Dataset], int]:
     """A page of datasets, newest first, and how many there are in all.
 
     Args:
         keyword: case-insensitive part of the name; wildcards have no meaning.
+        only: this one, if it matches.
     """
     where = [Dataset.workspace_id == workspace_id]
+    if only is not None:
+        where.append(Dataset.id == only)
     if keyword:
         where.append(Dataset.name.icontains(keyword, autoescape=True))
     total = session.scalar(select(func.count()).select_from(Dataset).where(*where)) or 0
@@ -182,24 +220,19 @@ def update_dataset(
     if body.permission is not None:
         dataset.permission = body.permission
     if body.retrieval_model is not None:
-        dataset.retrieval_model = body.retrieval_model.stored()
+        set_retrieval_model(dataset, body.retrieval_model, resources)
     if body.indexing_technique is not None or body.embedding_model is not None:
         _change_technique(session, dataset, body, resources)
     dataset.updated_at, dataset.updated_by = now(), resources.owner_id
 
 
 def _rename(session: Session, dataset: Dataset, name: str) -> None:
-    taken = session.scalar(
-        select(Dataset.id).where(
-            Dataset.workspace_id == dataset.workspace_id,
-            Dataset.name == name,
-            Dataset.id != dataset.id,
-        )
-    )
-    if taken is not None:
+    try:
+        with session.begin_nested():
+            dataset.name = name
+    except IntegrityError as exc:
         # 400 and not 409: what existing clients of this route get.
-        raise InvalidParam(f"a dataset named {name!r} exists already; choose another name")
-    dataset.name = name
+        raise InvalidParam(f"a dataset named {name!r} exists already; choose another name") from exc
 
 
 def _change_technique(
@@ -207,7 +240,10 @@ def _change_technique(
 ) -> None:
     technique = body.indexing_technique or dataset.indexing_technique
     if technique is None:
-        raise InvalidParam("embedding_model needs indexing_technique 'high_quality'")
+        raise InvalidParam(
+            "embedding_model is set, but the dataset has no indexing_technique; send "
+            "indexing_technique 'high_quality' with it"
+        )
     before = (dataset.indexing_technique, space_of(dataset))
     holds_documents = session.scalar(
         select(Document.id).where(Document.dataset_id == dataset.id).limit(1)
@@ -217,8 +253,8 @@ def _change_technique(
     )
     if holds_documents is not None and before != (technique, space_of(dataset)):
         raise InvalidParam(
-            f"the dataset holds documents indexed as {before[0]}; create a new dataset with "
-            f"indexing_technique {technique} and upload them there"
+            f"dataset {dataset.name!r} holds documents that are indexed as {str(before[0])!r}; to "
+            f"have them as {technique.value!r}, create another dataset and upload them there"
         )
 
 

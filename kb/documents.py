@@ -7,12 +7,13 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from hashlib import sha256
 from pathlib import PurePosixPath
 
 from sqlalchemy import ColumnElement, and_, exists, func, select, update
 from sqlalchemy.orm import Session
 
-from kb.datasets import latest_rule, set_technique
+from kb.datasets import latest_rule, set_retrieval_model, set_technique
 from kb.db import now
 from kb.errors import (
     ArchivedDocument,
@@ -85,20 +86,23 @@ def check_upload(upload: Upload, *, max_bytes: int, max_name_chars: int) -> Uplo
         FileTooLarge: more than `max_bytes`.
     """
     name = upload.name
-    if not name:
-        raise FilenameMissing("the part 'file' has no file name; send filename=...")
+    if not name.strip():
+        raise FilenameMissing("the part 'file' has no file name; send it with filename=\"...\"")
     if "/" in name or "\\" in name:
-        raise InvalidParam(f"file name {name!r} holds a path; send the bare name")
+        raise InvalidParam(
+            f"file name {shorten(name)!r} holds a path; send the name alone, without '/' and '\\'"
+        )
     extension = PurePosixPath(name).suffix.lstrip(".").lower()
     if extension not in SUPPORTED_EXTENSIONS:
+        problem = f"type {extension[:32]!r} cannot be read" if extension else "it has no extension"
         raise UnsupportedFileType(
-            f"cannot read {name!r}: no extractor for {extension or 'a name without extension'!r}; "
-            f"supported: {', '.join(sorted(SUPPORTED_EXTENSIONS))}"
+            f"{shorten(name)!r} is not supported: {problem}; convert it to one of "
+            f"{', '.join(sorted(SUPPORTED_EXTENSIONS))}"
         )
     if len(upload.data) > max_bytes:
         raise FileTooLarge(
-            f"{name!r} has {len(upload.data):,} bytes, the limit is {max_bytes:,}; split it, or "
-            "raise KB_LIMITS__FILE_BYTES"
+            f"{shorten(name)!r} has {len(upload.data):,} bytes, the limit is {max_bytes:,}; split "
+            "it, or raise KB_LIMITS__FILE_BYTES"
         )
     if len(name) > max_name_chars:
         stem, _, _ = name.partition(".")
@@ -106,13 +110,16 @@ def check_upload(upload: Upload, *, max_bytes: int, max_name_chars: int) -> Uplo
     return Upload(name, upload.data, upload.media_type)
 
 
+def shorten(name: str) -> str:
+    """A name as messages quote it."""
+    return name if len(name) <= 80 else f"{name[:77]}..."
+
+
 def store_upload(upload: Upload, *, blobs: BlobStore, resources: Resources) -> UploadFile:
     """Keep the bytes (durably, before any row speaks of them) and describe them."""
     file_id = uuid.uuid4()
     key = f"uploads/{file_id}"
     blobs.put(key, upload.data)
-    from hashlib import sha256
-
     return UploadFile(
         id=file_id,
         workspace_id=resources.workspace_id,
@@ -139,6 +146,8 @@ def add_document(
     The old version keeps answering until the new one is complete. The first document fixes the
     dataset's technique, form and retrieval settings.
 
+    Args:
+        dataset: locked, so that two uploads of one name become one document.
     Raises:
         InvalidParam: a setting that the dataset does not allow; the message says which.
         NotFound: `original_document_id` is not in this dataset.
@@ -160,7 +169,8 @@ def add_document(
             version=0,
         )
     document.name = name
-    document.batch = _new_batch()
+    if body.original_document_id is None or not document.batch:
+        document.batch = _new_batch()  # an update by id keeps the batch that its client polls
     document.upload_file_id = upload.id
     document.process_rule_id = rule.id
     document.doc_form = dataset.doc_form or DocForm.TEXT
@@ -176,7 +186,8 @@ def _initialise(dataset: Dataset, body: DocumentSettings, resources: Resources) 
     if dataset.indexing_technique is None:
         if body.indexing_technique is None:
             raise InvalidParam(
-                "indexing_technique is required for the first document: high_quality or economy"
+                f"indexing_technique is missing; dataset {dataset.name!r} has none yet, so its "
+                "first document must say 'high_quality' or 'economy'"
             )
         set_technique(
             dataset,
@@ -188,17 +199,22 @@ def _initialise(dataset: Dataset, body: DocumentSettings, resources: Resources) 
     form = body.doc_form or dataset.doc_form or DocForm.TEXT
     if dataset.doc_form is not None and form is not dataset.doc_form:
         raise InvalidParam(
-            f"doc_form {form.value!r} does not fit: the dataset's documents are "
-            f"{dataset.doc_form.value!r}"
+            f"doc_form {form.value!r} does not fit dataset {dataset.name!r}, whose documents are "
+            f"{dataset.doc_form.value!r}; leave doc_form out, or use another dataset"
         )
     if form is DocForm.QA:
-        raise InvalidParam("doc_form 'qa_model' is not available yet; use 'text_model'")
+        raise InvalidParam(
+            "doc_form 'qa_model' is not available; send 'text_model' or 'hierarchical_model'"
+        )
     if form is DocForm.HIERARCHICAL and dataset.indexing_technique is IndexingTechnique.ECONOMY:
-        raise InvalidParam("doc_form 'hierarchical_model' needs indexing_technique 'high_quality'")
+        raise InvalidParam(
+            "doc_form 'hierarchical_model' needs indexing_technique 'high_quality', and dataset "
+            f"{dataset.name!r} is 'economy'; send 'text_model', or use another dataset"
+        )
     dataset.doc_form = form
     dataset.data_source_type = dataset.data_source_type or "upload_file"
     if dataset.retrieval_model is None and body.retrieval_model is not None:
-        dataset.retrieval_model = body.retrieval_model.stored()
+        set_retrieval_model(dataset, body.retrieval_model, resources)
 
 
 def _rule(
@@ -226,7 +242,14 @@ def _replaced(
 ) -> Document | None:
     """The document that this upload is a new version of, if any."""
     if body.original_document_id is not None:
-        return get_document(session, dataset.id, body.original_document_id)
+        document = get_document(session, dataset.id, body.original_document_id)
+        if document.archived or not document.enabled:
+            state = "archived" if document.archived else "disabled"
+            raise InvalidParam(
+                f"document {document.name!r} is {state}, so it cannot be updated; leave "
+                "original_document_id out to add another document"
+            )
+        return document
     if not body.duplicate:
         return None
     return session.scalar(
@@ -283,8 +306,8 @@ def retry_document(document: Document) -> None:
     """
     if document.indexing_status is not IndexingStatus.ERROR:
         raise InvalidParam(
-            f"document {document.name!r} is {document.indexing_status.value}; only failed "
-            "documents can be retried"
+            f"document {document.name!r} is {document.indexing_status.value!r}; only documents "
+            "in status 'error' can be retried"
         )
     _to_queue(document)
 
@@ -372,13 +395,14 @@ def list_batch(session: Session, dataset_id: uuid.UUID, batch: str) -> Sequence[
     Raises:
         NotFound: no document of this dataset has that batch.
     """
+    known = batch.isascii() and batch.isdigit()
     rows = session.scalars(
         select(Document)
         .where(Document.dataset_id == dataset_id, Document.batch == batch)
         .order_by(Document.position)
     ).all()
-    if not rows:
-        raise NotFound("batch", batch)
+    if not known or not rows:
+        raise NotFound("batch", batch[:100])
     return rows
 
 
@@ -423,10 +447,14 @@ def delete_document(session: Session, dataset: Dataset, document: Document) -> N
         DocumentIndexing: it is in work; wait, it ends by itself.
     """
     if document.archived:
-        raise ArchivedDocument(f"document {document.name!r} is archived; un-archive it first")
+        raise ArchivedDocument(
+            f"document {document.name!r} is archived and stays; un-archive it first, or delete its "
+            "dataset"
+        )
     if document.indexing_status in IN_WORK and not document.is_paused:
         raise DocumentIndexing(
-            f"document {document.name!r} is being indexed; delete it when it is done"
+            f"document {document.name!r} is being indexed; delete it when its indexing_status is "
+            "'completed' or 'error'"
         )
     versions = session.scalars(
         select(DocumentVersion).where(DocumentVersion.document_id == document.id)

@@ -6,11 +6,12 @@ KBError                         every public error: `code`, `message`, `status`
 ├── NotFound            404
 ├── InvalidParam        400     a value that cannot be used; the message names it and the remedy
 │   ├── BadRequest      400     the body is not JSON
-│   ├── NoFileUploaded, TooManyFiles, FilenameMissing
+│   ├── NoFileUploaded, TooManyFiles, FilenameMissing, InvalidMetadata
 │   └── DatasetNotInitialized, DocumentIndexing, ProviderNotInitialized
 ├── Conflict            409
 │   └── DatasetNameDuplicate
 ├── FileTooLarge        413
+├── BodyTooLarge        413     a JSON body beyond the limit
 ├── UnsupportedFileType 415
 ├── Unprocessable       422     the body of POST/PATCH /datasets does not validate
 ├── ArchivedDocument    403
@@ -93,6 +94,12 @@ class FilenameMissing(InvalidParam):
     code = "filename_not_exists_error"
 
 
+class InvalidMetadata(InvalidParam):
+    """The query value `metadata` is not one of all, only, without."""
+
+    code = "invalid_metadata"
+
+
 class DatasetNotInitialized(InvalidParam):
     """The dataset has no index yet: it never received a document."""
 
@@ -127,6 +134,12 @@ class FileTooLarge(KBError):
     """The file is larger than the limit."""
 
     status, code = 413, "file_too_large"
+
+
+class BodyTooLarge(KBError):
+    """The JSON body is larger than the limit."""
+
+    status, code = 413, "request_entity_too_large"
 
 
 class UnsupportedFileType(KBError):

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, field_validator, model_validator
 
 from kb.errors import InvalidParam
 from kb.models import DocForm, IndexingTechnique
 from pipelines.errors import NodeError
-from pipelines.nodes.chunk import check_limits
+from pipelines.nodes.chunk import MIN_CHUNK_CHARS, check_limits
 
 AUTOMATIC_RULES: dict[str, Any] = {
     "pre_processing_rules": [
@@ -62,8 +62,15 @@ class Rules(BaseModel):
     parent_mode: Literal["paragraph", "full-doc"] | None = None
     subchunk_segmentation: Segmentation | None = None
 
+    @field_validator("pre_processing_rules")
+    @classmethod
+    def _last_entry_of_an_id_counts(
+        cls, rules: list[PreProcessingRule] | None
+    ) -> list[PreProcessingRule] | None:
+        return list({rule.id: rule for rule in rules}.values()) if rules else rules
+
     def enables(self, rule_id: str) -> bool:
-        """Whether a cleaning step is on; of several entries the last counts."""
+        """Whether a cleaning step is on."""
         return {r.id: r.enabled for r in self.pre_processing_rules or []}.get(rule_id, False)
 
 
@@ -73,6 +80,13 @@ class ProcessRuleIn(BaseModel):
     model_config = ConfigDict(extra="ignore")
     mode: Literal["automatic", "custom", "hierarchical"]
     rules: Rules | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _ignore_rules_of_automatic(cls, value: Any) -> Any:
+        if isinstance(value, Mapping) and value.get("mode") == "automatic":
+            return {"mode": "automatic"}
+        return value
 
     def stored(self) -> dict[str, Any] | None:
         """The `rules` column: what was sent; the constant for `automatic`."""
@@ -91,24 +105,33 @@ def validate(rule: ProcessRuleIn) -> None:
     """
     if rule.mode == "automatic":
         return
-    if rule.rules is None:
-        raise InvalidParam(f"process_rule.rules is required when mode is {rule.mode!r}")
     rules = rule.rules
+    if rules is None:
+        raise InvalidParam(
+            f"process_rule.rules is missing; mode {rule.mode!r} needs pre_processing_rules and "
+            "segmentation, or send mode 'automatic'"
+        )
     if rules.pre_processing_rules is None:
         raise InvalidParam(
-            "process_rule.rules.pre_processing_rules is required; send [] for no cleaning"
+            "process_rule.rules.pre_processing_rules is missing; send [] for no cleaning"
         )
     full_doc = rule.mode == "hierarchical" and rules.parent_mode == "full-doc"
     if rules.segmentation is None:
         if full_doc:
             return
-        raise InvalidParam("process_rule.rules.segmentation is required")
+        raise InvalidParam(
+            "process_rule.rules.segmentation is missing; send e.g. "
+            '{"separator": "\\n", "max_tokens": 500}'
+        )
     if not rules.segmentation.separator:
-        raise InvalidParam("process_rule.rules.segmentation.separator is empty; use e.g. '\\n'")
+        raise InvalidParam(
+            "process_rule.rules.segmentation.separator is empty; send e.g. '\\n', or mode "
+            "'automatic'"
+        )
     if rules.segmentation.max_tokens <= 0 and not full_doc:
         raise InvalidParam(
             f"process_rule.rules.segmentation.max_tokens is {rules.segmentation.max_tokens}; "
-            "it must be at least 50"
+            f"choose at least {MIN_CHUNK_CHARS} (characters)"
         )
 
 
@@ -193,8 +216,9 @@ def _cleaning(rules: Rules) -> dict[str, object]:
 def _checked(part: Segmentation | None, name: str, maximum: int) -> Segmentation:
     if part is None:
         raise NodeError(
-            f"the process rule has no rules.{name}; send it with separator and max_tokens",
+            f"process_rule.rules.{name} is missing; upload the document again with a separator and "
+            "max_tokens in it",
             code="invalid_process_rule",
         )
-    check_limits(part.max_tokens, part.chunk_overlap, maximum=maximum)
+    check_limits(part.max_tokens, part.chunk_overlap, maximum=maximum, rule=f"process_rule.{name}")
     return part

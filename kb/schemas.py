@@ -2,23 +2,58 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
 from uuid import UUID
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    model_validator,
+)
 
 from kb.models import DocForm, IndexingTechnique
 from kb.process_rules import ProcessRuleIn
 
 Permission = Literal["only_me", "all_team_members", "partial_members"]
-DatasetName = Annotated[str, StringConstraints(min_length=1, max_length=40)]
+
+
+def _not_blank(value: str) -> str:
+    if not value.strip():
+        raise ValueError("must not be blank; give the dataset a name")
+    return value
+
+
+def _blank_to_none(value: Any) -> Any:
+    return None if value == "" else value
+
+
+DatasetName = Annotated[
+    str, StringConstraints(min_length=1, max_length=40), AfterValidator(_not_blank)
+]
 Description = Annotated[str, StringConstraints(max_length=400)]
 
 
-class Lenient(BaseModel):
-    """A body in which unknown keys are ignored, as everywhere in this API."""
+Technique = Annotated[IndexingTechnique | None, BeforeValidator(_blank_to_none)]
+ModelName = Annotated[str | None, StringConstraints(max_length=255)]
 
-    model_config = ConfigDict(extra="ignore")
+
+class Lenient(BaseModel):
+    """A body in which unknown keys are ignored, and a null means what an absent key means."""
+
+    model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_nulls(cls, value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            return value
+        defaults = {n: i.default for n, i in cls.model_fields.items() if not i.is_required()}
+        return {k: v for k, v in value.items() if v is not None or defaults.get(k) is None}
 
 
 class RerankingModel(Lenient):
@@ -48,6 +83,16 @@ class WeightsIn(Lenient):
     weight_type: str | None = None
     vector_setting: VectorSetting | None = None
     keyword_setting: KeywordSetting | None = None
+
+    @model_validator(mode="after")
+    def _something_counts(self) -> Self:
+        if (
+            self.vector_setting is not None
+            and self.keyword_setting is not None
+            and self.vector_setting.vector_weight + self.keyword_setting.keyword_weight == 0
+        ):
+            raise ValueError("vector_weight and keyword_weight are both 0; one must be above 0")
+        return self
 
 
 class Condition(Lenient):
@@ -80,9 +125,28 @@ class RetrievalModelIn(Lenient):
     weights: WeightsIn | None = None
     metadata_filtering_conditions: MetadataFilter | None = None
 
+    @property
+    def reranks_by_model(self) -> bool:
+        """Whether these settings ask for a rerank model."""
+        return bool(
+            self.reranking_enable
+            and self.reranking_mode != "weighted_score"
+            and self.reranking_model
+            and self.reranking_model.reranking_model_name
+        )
+
     def stored(self) -> dict[str, Any]:
         """As kept with a dataset: without the filter of a single call."""
         return self.model_dump(mode="json", exclude={"metadata_filtering_conditions"})
+
+
+class SummaryIndexSetting(Lenient):
+    """Kept and shown; summaries are not made."""
+
+    enable: bool | None = None
+    model_name: str | None = None
+    model_provider_name: str | None = None
+    summary_prompt: str | None = None
 
 
 class DatasetCreate(Lenient):
@@ -90,44 +154,43 @@ class DatasetCreate(Lenient):
 
     name: DatasetName
     description: Description = ""
-    indexing_technique: IndexingTechnique | None = None
+    indexing_technique: Technique = None
     permission: Permission | None = "only_me"
     provider: Literal["vendor", "external"] = "vendor"
     external_knowledge_api_id: str | None = None
     external_knowledge_id: str | None = None
-    embedding_model: str | None = None
-    embedding_model_provider: str | None = None
+    embedding_model: ModelName = None
+    embedding_model_provider: ModelName = None
     retrieval_model: RetrievalModelIn | None = None
-    summary_index_setting: dict[str, Any] | None = None
+    summary_index_setting: SummaryIndexSetting | None = None
 
 
 class DatasetUpdate(Lenient):
-    """PATCH /datasets/{id}; only keys that are present are applied."""
+    """PATCH /datasets/{id}; only keys that are present are applied, and null only to `description`.
+
+    `partial_member_list` is not kept: API keys act as the owner, who may see every dataset.
+    """
 
     name: DatasetName | None = None
     description: Description | None = None
-    indexing_technique: IndexingTechnique | None = None
+    indexing_technique: Technique = None
     permission: Permission | None = None
-    embedding_model: str | None = None
-    embedding_model_provider: str | None = None
+    embedding_model: ModelName = None
+    embedding_model_provider: ModelName = None
     retrieval_model: RetrievalModelIn | None = None
-
-
-def _blank_to_none(value: Any) -> Any:
-    return None if value == "" else value
 
 
 class DocumentSettings(Lenient):
     """What every way to create a document may say."""
 
-    indexing_technique: Annotated[IndexingTechnique | None, BeforeValidator(_blank_to_none)] = None
+    indexing_technique: Technique = None
     doc_form: Annotated[DocForm | None, BeforeValidator(_blank_to_none)] = None
-    doc_language: str = "English"
+    doc_language: Annotated[str, StringConstraints(max_length=64)] = "English"
     process_rule: ProcessRuleIn | None = None
-    original_document_id: UUID | None = None
+    original_document_id: Annotated[UUID | None, BeforeValidator(_blank_to_none)] = None
     retrieval_model: RetrievalModelIn | None = None
-    embedding_model: str | None = None
-    embedding_model_provider: str | None = None
+    embedding_model: ModelName = None
+    embedding_model_provider: ModelName = None
     duplicate: bool = True
 
 

@@ -1,4 +1,4 @@
-"""Segments: list those of a document."""
+"""Segments: list those of a document, and their children."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from sqlalchemy import ColumnElement, func, or_, select
 from sqlalchemy.orm import Session
 
-from kb.models import ChildChunk, Document, Segment, SegmentStatus
+from kb.models import ChildChunk, DocForm, Document, ProcessRule, Segment, SegmentStatus
 
 
 def list_segments(
@@ -26,14 +26,10 @@ def list_segments(
 
     Args:
         keyword: case-insensitive part of the content.
-        statuses: only these (`waiting`, `indexing`, `completed`); empty means all.
+        statuses: only these (`waiting`, `indexing`, `completed`; no segment has another); empty
+            means all.
     """
-    where: list[ColumnElement[bool]] = [Segment.document_id == document.id]
-    where.append(
-        Segment.live.is_(True)
-        if document.version
-        else Segment.staged_version == document.pending_version
-    )
+    where = [Segment.document_id == document.id, _shown(Segment, document)]
     if keyword:
         where.append(Segment.content.icontains(keyword, autoescape=True))
     if statuses:
@@ -58,15 +54,32 @@ def _unfinished(status: str) -> ColumnElement[bool]:
 
 
 def children_of(
-    session: Session, segment_ids: Sequence[uuid.UUID]
+    session: Session, document: Document, segment_ids: Sequence[uuid.UUID]
 ) -> dict[uuid.UUID, list[ChildChunk]]:
-    """The child chunks of each segment, in order; all in one statement."""
+    """The child chunks that listings show with each segment, in order; all in one statement.
+
+    None where one segment is the whole document: its children are all there is of it.
+    """
+    if document.doc_form is not DocForm.HIERARCHICAL or _is_one_segment(session, document):
+        return {}
     found: dict[uuid.UUID, list[ChildChunk]] = {i: [] for i in segment_ids}
     rows = session.scalars(
         select(ChildChunk)
-        .where(ChildChunk.segment_id.in_(segment_ids))
+        .where(ChildChunk.segment_id.in_(segment_ids), _shown(ChildChunk, document))
         .order_by(ChildChunk.position)
     )
     for row in rows:
         found[row.segment_id].append(row)
     return found
+
+
+def _shown(table: type[Segment] | type[ChildChunk], document: Document) -> ColumnElement[bool]:
+    """The live version; before there is one, the version in preparation."""
+    if document.version:
+        return table.live.is_(True)
+    return table.staged_version == document.pending_version
+
+
+def _is_one_segment(session: Session, document: Document) -> bool:
+    rule = session.get(ProcessRule, document.process_rule_id) if document.process_rule_id else None
+    return rule is not None and (rule.rules or {}).get("parent_mode") == "full-doc"

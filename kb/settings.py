@@ -42,6 +42,8 @@ class Ingestion(BaseModel):
     retry_max_s: float = Field(default=600.0, ge=0)
     batch_segments: int = Field(default=128, gt=0, le=4096)
     """Segments embedded, indexed and marked as done at a time."""
+    keep_replaced_s: float = Field(default=5.0, ge=0)
+    """Points of replaced text stay in the index so long, for queries that began before."""
 
 
 class Retrieval(BaseModel):
@@ -61,6 +63,8 @@ class Limits(BaseModel):
     file_bytes: int = Field(default=15_000_000, gt=0)
     document_name_chars: int = Field(default=200, gt=0)
     text_chars: int = Field(default=20_000_000, gt=0)
+    body_bytes: int = Field(default=100_000_000, gt=0)
+    """Of a JSON body; a text of `text_chars` fits when it is sent as UTF-8."""
     query_chars: int = Field(default=250, gt=0)
     top_k: int = Field(default=100, gt=0)
     page_rows: int = Field(default=100, gt=0)

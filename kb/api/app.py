@@ -4,20 +4,30 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from http import HTTPStatus
+from itertools import chain
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+from starlette.routing import Match, Route
 
 from kb.api import datasets, documents, retrieval, segments, system
-from kb.errors import KBError
+from kb.api.manual import write_manual
+from kb.errors import KBError, Unavailable
 from kb.resources import Resources
 from kb.runner import Runner
 
 log = logging.getLogger("kb.api")
+
+ROUTERS = (datasets.router, documents.router, segments.router, retrieval.router, system.router)
 
 
 def create_app(
@@ -52,25 +62,25 @@ def create_app(
     app.state.resources = resources
     app.state.runner = runner
     app.state.process_key = process_key
-    for router in (
-        datasets.router,
-        documents.router,
-        segments.router,
-        retrieval.router,
-        system.router,
-    ):
+    for router in ROUTERS:
         app.include_router(router)
     app.add_exception_handler(KBError, _public_error)
     app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(ClientDisconnect, _gone)
+    app.add_exception_handler(OperationalError, _database_busy)
+    app.add_exception_handler(PoolTimeout, _database_busy)
     app.add_exception_handler(Exception, _unexpected)
+    write_manual(app)
     return app
 
 
-def error_body(code: str, message: str, status: int) -> JSONResponse:
+def error_body(
+    code: str, message: str, status: int, headers: Mapping[str, str] | None = None
+) -> JSONResponse:
     """The error body of the public API."""
-    headers = {"WWW-Authenticate": 'Bearer realm="api"'} if status == 401 else None
+    added = {401: {"WWW-Authenticate": 'Bearer realm="api"'}, 503: {"Retry-After": "1"}}
     body = {"code": code, "message": message, "status": status}
-    return JSONResponse(body, status_code=status, headers=headers)
+    return JSONResponse(body, status, {**added.get(status, {}), **(headers or {})})
 
 
 def _public_error(_request: Request, exc: Exception) -> JSONResponse:
@@ -78,18 +88,44 @@ def _public_error(_request: Request, exc: Exception) -> JSONResponse:
     return error_body(exc.code, exc.message, exc.status)
 
 
-def _http_error(_request: Request, exc: Exception) -> JSONResponse:
+def _http_error(request: Request, exc: Exception) -> JSONResponse:
+    """What the router says: no such route (404), not this method (405)."""
     assert isinstance(exc, HTTPException)
-    return error_body(_snake_case(exc.status_code), str(exc.detail), exc.status_code)
+    status, message, headers = exc.status_code, str(exc.detail), dict(exc.headers or {})
+    path = request.url.path[:200]
+    if status == 404:
+        message = f"no route {path!r}; GET /docs lists them (no trailing slashes)"
+    elif status == 405:
+        allowed = ", ".join(_methods(request))
+        headers["Allow"] = allowed
+        message = f"{request.method} is not allowed on {path!r}; allowed: {allowed}"
+    return error_body(_snake_case(status), message, status, headers)
+
+
+def _methods(request: Request) -> list[str]:
+    """The methods that this path has; the router itself looks no further than its first match."""
+    methods: set[str] = set()
+    for route in chain(request.app.routes, *(router.routes for router in ROUTERS)):
+        if isinstance(route, Route) and route.matches(request.scope)[0] is not Match.NONE:
+            methods |= route.methods or set()
+    return sorted(methods)
 
 
 def _snake_case(status: int) -> str:
-    from http import HTTPStatus
-
     return re.sub(r"\W+", "_", HTTPStatus(status).phrase.lower())
+
+
+def _gone(_request: Request, _exc: Exception) -> Response:
+    """The client left before its body was complete; nobody reads this."""
+    return Response(status_code=400)
+
+
+def _database_busy(request: Request, exc: Exception) -> JSONResponse:
+    log.error("%s %s: the database failed: %s", request.method, request.url.path, exc)
+    busy = Unavailable("the database is busy or cannot be reached; try again in a moment")
+    return _public_error(request, busy)
 
 
 def _unexpected(request: Request, exc: Exception) -> JSONResponse:
     log.error("%s %s failed", request.method, request.url.path, exc_info=exc)
-    message = "unexpected error; the server's log says more"
-    return JSONResponse({"message": message, "code": "unknown", "status": 500}, status_code=500)
+    return error_body("unknown", "unexpected error; the server's log says more", 500)

@@ -8,18 +8,7 @@ from fastapi import APIRouter, Request, Response
 
 from kb import datasets
 from kb.api import shapes
-from kb.api.deps import (
-    CallerDep,
-    DatasetDep,
-    DatasetToWrite,
-    LenientJsonBody,
-    PageDep,
-    ReadSessionDep,
-    ResourcesDep,
-    RunnerDep,
-    SessionDep,
-    parse_or_422,
-)
+from kb.api.deps import AccessDep, LenientJsonBody, PageDep, RunnerDep, parse_or_422, query_text
 from kb.db import after_commit
 from kb.schemas import DatasetCreate, DatasetUpdate
 
@@ -27,42 +16,38 @@ router = APIRouter(prefix="/v1/datasets", tags=["datasets"])
 
 
 @router.post("")
-def create_dataset(
-    body: LenientJsonBody, session: SessionDep, resources: ResourcesDep
-) -> dict[str, Any]:
+def create_dataset(body: LenientJsonBody, access: AccessDep) -> dict[str, Any]:
     """Create a dataset: `name` (1-40 characters, unique), and optionally `description`,
     `indexing_technique` (`high_quality` or `economy`), `embedding_model`, `retrieval_model`.
     """
-    row = datasets.add_dataset(session, parse_or_422(DatasetCreate, body), resources)
-    return shapes.dataset(row, datasets.Counts(), embedding_available=None)
+    access.caller.needs_whole_workspace("creating a dataset")
+    asked = parse_or_422(DatasetCreate, body)
+    with access.writing() as session:
+        row = datasets.add_dataset(session, asked, access.resources)
+        return shapes.dataset(row, datasets.Counts(), embedding_available=None)
 
 
 @router.get("")
-def list_datasets(
-    request: Request,
-    page: PageDep,
-    caller: CallerDep,
-    session: ReadSessionDep,
-    resources: ResourcesDep,
-) -> dict[str, Any]:
+def list_datasets(request: Request, page: PageDep, access: AccessDep) -> dict[str, Any]:
     """List datasets, newest first; `keyword` is a part of the name."""
-    rows, total = datasets.list_datasets(
-        session,
-        caller.workspace_id,
-        page=page.page,
-        limit=page.limit,
-        keyword=request.query_params.get("keyword"),
-    )
-    counts = datasets.count_documents(session, [row.id for row in rows])
+    with access.reading() as session:
+        rows, total = datasets.list_datasets(
+            session,
+            access.caller.workspace_id,
+            page=page.page,
+            limit=page.limit,
+            keyword=query_text(request, "keyword"),
+            only=access.caller.dataset_id,
+        )
+        counts = datasets.count_documents(session, [row.id for row in rows])
     return {
         "data": [
             shapes.dataset(
                 row,
                 counts[row.id],
-                embedding_available=datasets.embedding_available(row, resources),
+                embedding_available=datasets.embedding_available(row, access.resources),
             )
             for row in rows
-            if caller.dataset_id in (None, row.id)
         ],
         "has_more": page.page * page.limit < total,
         "limit": page.limit,
@@ -72,33 +57,32 @@ def list_datasets(
 
 
 @router.get("/{dataset_id}")
-def get_dataset(
-    dataset: DatasetDep, session: ReadSessionDep, resources: ResourcesDep
-) -> dict[str, Any]:
+def get_dataset(dataset_id: str, access: AccessDep) -> dict[str, Any]:
     """Show a dataset."""
-    counts = datasets.count_documents(session, [dataset.id])[dataset.id]
-    available = datasets.embedding_available(dataset, resources)
-    return shapes.single_dataset(dataset, counts, available=available)
+    with access.reading() as session:
+        row = access.dataset(session, dataset_id)
+        counts = datasets.count_documents(session, [row.id])[row.id]
+    available = datasets.embedding_available(row, access.resources)
+    return shapes.single_dataset(row, counts, available=available)
 
 
 @router.patch("/{dataset_id}")
-def update_dataset(
-    body: LenientJsonBody,
-    dataset: DatasetToWrite,
-    session: SessionDep,
-    resources: ResourcesDep,
-) -> dict[str, Any]:
+def update_dataset(dataset_id: str, body: LenientJsonBody, access: AccessDep) -> dict[str, Any]:
     """Change a dataset; only the keys that are sent are applied."""
-    datasets.update_dataset(session, dataset, parse_or_422(DatasetUpdate, body), resources)
-    session.flush()
-    counts = datasets.count_documents(session, [dataset.id])[dataset.id]
-    return shapes.dataset(dataset, counts, embedding_available=None) | {"partial_member_list": []}
+    asked = parse_or_422(DatasetUpdate, body)
+    with access.writing() as session:
+        row = access.dataset(session, dataset_id, lock=True)
+        datasets.update_dataset(session, row, asked, access.resources)
+        counts = datasets.count_documents(session, [row.id])[row.id]
+        shape = shapes.dataset(row, counts, embedding_available=None)
+    return shape | {"partial_member_list": []}
 
 
 @router.delete("/{dataset_id}", status_code=204)
-def delete_dataset(dataset: DatasetToWrite, session: SessionDep, runner: RunnerDep) -> Response:
+def delete_dataset(dataset_id: str, access: AccessDep, runner: RunnerDep) -> Response:
     """Delete a dataset with its documents, segments and index entries."""
-    datasets.delete_dataset(session, dataset)
-    if runner is not None:
-        after_commit(session, runner.wake)
+    with access.writing() as session:
+        datasets.delete_dataset(session, access.dataset(session, dataset_id, lock=True))
+        if runner is not None:
+            after_commit(session, runner.wake)
     return Response(status_code=204)

@@ -8,8 +8,7 @@ from fastapi import APIRouter, Request
 
 from kb import segments
 from kb.api import shapes
-from kb.api.deps import DocumentDep, PageDep, ReadSessionDep
-from kb.models import DocForm
+from kb.api.deps import AccessDep, PageDep, query_text
 
 router = APIRouter(
     prefix="/v1/datasets/{dataset_id}/documents/{document_id}/segments", tags=["segments"]
@@ -18,19 +17,24 @@ router = APIRouter(
 
 @router.get("")
 def list_segments(
-    request: Request, page: PageDep, document: DocumentDep, session: ReadSessionDep
+    request: Request, dataset_id: str, document_id: str, page: PageDep, access: AccessDep
 ) -> dict[str, Any]:
-    """List a document's segments in order; `keyword` is a part of the content, `status` repeats."""
-    rows, total = segments.list_segments(
-        session,
-        document,
-        page=page.page,
-        limit=page.limit,
-        keyword=request.query_params.get("keyword"),
-        statuses=request.query_params.getlist("status"),
-    )
-    hierarchical = document.doc_form is DocForm.HIERARCHICAL
-    children = segments.children_of(session, [r.id for r in rows]) if hierarchical else {}
+    """List a document's segments in order; `keyword` is a part of the content, `status` repeats.
+
+    A hierarchical document's segments come with their children, unless the whole document is one
+    segment (`full-doc`).
+    """
+    with access.reading() as session:
+        document = access.document(session, access.dataset(session, dataset_id), document_id)
+        rows, total = segments.list_segments(
+            session,
+            document,
+            page=page.page,
+            limit=page.limit,
+            keyword=query_text(request, "keyword"),
+            statuses=request.query_params.getlist("status"),
+        )
+        children = segments.children_of(session, document, [row.id for row in rows])
     return {
         "data": [shapes.segment(row, children.get(row.id, [])) for row in rows],
         "doc_form": document.doc_form,

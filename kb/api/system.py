@@ -9,7 +9,7 @@ from fastapi.responses import JSONResponse
 from sqlalchemy import text
 
 from kb import doctor
-from kb.api.deps import CallerDep, ResourcesDep, RunnerDep, get_resources
+from kb.api.deps import CallerDep, ResourcesDep, RunnerDep, get_resources, query_flag
 from kb.db import reading
 
 router = APIRouter(tags=["system"])
@@ -33,11 +33,11 @@ def ready(request: Request) -> JSONResponse:
 
 @router.post("/v1/doctor")
 def run_doctor(
-    request: Request, _caller: CallerDep, resources: ResourcesDep, runner: RunnerDep
+    request: Request, caller: CallerDep, resources: ResourcesDep, runner: RunnerDep
 ) -> dict[str, Any]:
     """Compare database, index and files; with `?repair=true` heal what differs."""
-    repair = request.query_params.get("repair", "").lower() in ("1", "true", "yes")
-    report = doctor.examine(resources, repair=repair)
+    caller.needs_whole_workspace("the doctor")
+    report = doctor.examine(resources, repair=query_flag(request, "repair"))
     if runner is not None:
         runner.wake()
     return report.shape()

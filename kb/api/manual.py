@@ -1,0 +1,131 @@
+"""The OpenAPI page: what the route functions do not say, as they read requests themselves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+from kb.schemas import (
+    DatasetCreate,
+    DatasetUpdate,
+    DocumentByText,
+    DocumentSettings,
+    ExternalRetrieval,
+    HitTesting,
+)
+
+Json = dict[str, Any]
+
+_DATASET = "/v1/datasets/{dataset_id}"
+_DOCUMENT = f"{_DATASET}/documents/{{document_id}}"
+
+BODIES: dict[tuple[str, str], type[BaseModel]] = {
+    ("post", "/v1/datasets"): DatasetCreate,
+    ("patch", _DATASET): DatasetUpdate,
+    ("post", f"{_DATASET}/document/create-by-text"): DocumentByText,
+    ("post", f"{_DATASET}/retrieve"): HitTesting,
+    ("post", "/retrieval"): ExternalRetrieval,
+}
+"""JSON bodies by method and path."""
+
+_PAGE = {
+    "page": ("integer", "1-based; 1 when left out"),
+    "limit": ("integer", "rows per page, 20 when left out, at most 100"),
+}
+QUERIES: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
+    ("get", "/v1/datasets"): _PAGE | {"keyword": ("string", "part of the name")},
+    ("get", f"{_DATASET}/documents"): _PAGE
+    | {
+        "keyword": ("string", "part of the name"),
+        "status": (
+            "string",
+            "queuing, indexing, paused, error, available, disabled or archived",
+        ),
+    },
+    ("get", _DOCUMENT): {"metadata": ("string", "all (when left out), only or without")},
+    ("get", f"{_DOCUMENT}/segments"): _PAGE
+    | {
+        "keyword": ("string", "part of the content"),
+        "status": ("string", "waiting, indexing or completed; may be sent more than once"),
+    },
+    ("post", f"{_DATASET}/retrieve"): {
+        "explain": ("boolean", "say how each score came about"),
+    },
+    ("post", "/v1/doctor"): {"repair": ("boolean", "heal what differs")},
+}
+"""Query parameters by method and path: name -> (type, meaning)."""
+
+_ERROR: Json = {
+    "type": "object",
+    "required": ["code", "message", "status"],
+    "properties": {
+        "code": {"type": "string"},
+        "message": {"type": "string"},
+        "status": {"type": "integer"},
+    },
+}
+
+
+def write_manual(app: FastAPI) -> None:
+    """Have /openapi.json (and so /docs) tell bodies, query parameters and the shape of errors."""
+    generate = app.openapi
+
+    def openapi() -> Json:
+        if app.openapi_schema is None:
+            app.openapi_schema = _complete(generate())
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign]
+
+
+def _complete(page: Json) -> Json:
+    components = page.setdefault("components", {}).setdefault("schemas", {})
+    models: list[type[BaseModel]] = [*BODIES.values(), DocumentSettings]
+    _, definitions = models_json_schema(
+        [(model, "validation") for model in models],
+        ref_template="#/components/schemas/{model}",
+    )
+    components.update(definitions["$defs"] | {"Error": _ERROR})
+    for path, methods in page["paths"].items():
+        for method, operation in methods.items():
+            _complete_operation(operation, (method, path))
+    return page
+
+
+def _complete_operation(operation: Json, key: tuple[str, str]) -> None:
+    if key in BODIES:
+        content = {"application/json": {"schema": _ref(BODIES[key].__name__)}}
+        operation["requestBody"] = {"required": True, "content": content}
+    elif key == ("post", f"{_DATASET}/document/create-by-file"):
+        content = {"multipart/form-data": _upload()}
+        operation["requestBody"] = {"required": True, "content": content}
+    operation.setdefault("parameters", []).extend(
+        {"name": name, "in": "query", "description": meaning, "schema": {"type": kind}}
+        for name, (kind, meaning) in QUERIES.get(key, {}).items()
+    )
+    operation["responses"].pop("422", None)  # FastAPI's own shape, which is never sent
+    operation["responses"]["default"] = {
+        "description": "Anything that went wrong",
+        "content": {"application/json": {"schema": _ref("Error")}},
+    }
+
+
+def _upload() -> Json:
+    return {
+        "schema": {
+            "type": "object",
+            "required": ["file"],
+            "properties": {
+                "file": {"type": "string", "format": "binary"},
+                "data": _ref(DocumentSettings.__name__),
+            },
+        },
+        "encoding": {"data": {"contentType": "application/json"}},
+    }
+
+
+def _ref(name: str) -> Json:
+    return {"$ref": f"#/components/schemas/{name}"}
