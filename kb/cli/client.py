@@ -133,13 +133,15 @@ def _in_process(target: Target, create: bool) -> Iterator[Client]:
     key = secrets.token_urlsafe()
     with open_data_directory(settings) as (_, resources):
         app = create_app(resources, runner=Runner(resources), process_key=key)
-        with (
-            start_blocking_portal() as portal,
-            portal.wrap_async_context_manager(app.router.lifespan_context(app)),
-            Client("http://in-process", key, transport=_transport(app, portal)) as client,
-        ):
-            yield client
-        _say_what_is_left(resources)
+        try:
+            with (
+                start_blocking_portal() as portal,
+                portal.wrap_async_context_manager(app.router.lifespan_context(app)),
+                Client("http://in-process", key, transport=_transport(app, portal)) as client,
+            ):
+                yield client
+        finally:
+            _say_what_is_left(resources)
 
 
 def _transport(app: ASGIApp, portal: BlockingPortal) -> httpx.BaseTransport:

@@ -66,11 +66,15 @@ def serve(target: Target, host: str | None, port: int | None) -> None:
         _announce(url, resources)
         server = _server(resources)
         stop.ends(server)
-        threading.Thread(target=_warm_up, args=(resources.default_embedder,), daemon=True).start()
+        warming = threading.Thread(target=_warm_up, args=[resources.default_embedder])
+        warming.start()
         try:
             server.run(sockets=[listener])
         except SystemExit as exc:  # what uvicorn makes of a failed start
             raise CliError("the server could not start; the log above says why") from exc
+        finally:
+            # An interpreter that ends while a thread is inside native code aborts.
+            warming.join()
     log.info("stopped; waiting work goes on at the next start")
 
 
