@@ -80,3 +80,9 @@ def check_terms(terms: Terms, name: str) -> None:
         raise ValueError(f"{name} has term ids that are not distinct and ascending")
     if not (np.isfinite(weights) & (weights > 0)).all():
         raise ValueError(f"{name} has term weights that are not finite and above 0")
+
+
+def check_limit(limit: int) -> None:
+    """Raise ValueError for a limit that is not above 0."""
+    if limit <= 0:
+        raise ValueError(f"limit is {limit}; give a number above 0")

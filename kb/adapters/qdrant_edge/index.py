@@ -10,7 +10,8 @@ from uuid import UUID
 
 import qdrant_edge as edge
 
-from kb.adapters.index_checks import check_terms, dense_rows
+from kb.adapters.index_checks import check_limit, check_terms, dense_rows
+from kb.adapters.index_ranking import evened, ranked
 from kb.adapters.qdrant_edge.shards import UPKEEP_POINTS, Room, Shard, Shards
 from kb.adapters.qdrant_edge.words import (
     BATCH_POINTS,
@@ -19,7 +20,6 @@ from kb.adapters.qdrant_edge.words import (
     batches,
     dataset_filter,
     dense_query,
-    evened,
     from_engine,
     head,
     match,
@@ -33,7 +33,6 @@ from kb.ports import Point, PointHead, Scored, Space, Terms
 from pipelines.types import Vector
 
 _SCAN_POINTS = 512
-_SPARE_HITS = 16  # fetched beyond the limit, to see whether a tie crosses it
 _DELETE_FLOOR_BYTES = 64 * 2**20  # deletes free space, but the log that they go through grows first
 
 
@@ -203,32 +202,27 @@ class QdrantEdgeIndex:
         limit: int,
         documents: Sequence[UUID] | None,
     ) -> list[Scored]:
-        """The engine's order among equal scores is its own: fetch until no tie crosses the cut."""
-        if limit <= 0:
-            raise ValueError(f"limit is {limit}; give a number above 0")
+        check_limit(limit)
         if documents is not None and not documents:
             return []
         where = dataset_filter(dataset_id, documents)
-        fetch = limit + _SPARE_HITS
-        while True:
+
+        def search(count: int) -> Iterator[tuple[tuple[UUID, UUID], float]]:
             with answers("query"):
                 found = shard.engine.query(
                     edge.QueryRequest(
-                        limit=fetch,
+                        limit=count,
                         query=query,
                         filter=where,
                         params=params,
                         with_payload=["segment_id"],
                     )
                 )
-            hits = [
-                Scored(uuid_of(point.id), UUID((point.payload or {})["segment_id"]), score)
-                for point, score in evened(params, found)
-            ]
-            hits.sort(key=lambda hit: (-hit.score, hit.id))
-            if len(found) < fetch or hits[limit - 1].score > hits[-1].score:
-                return hits[:limit]
-            fetch *= 2
+            for point in found:
+                segment_id = UUID((point.payload or {})["segment_id"])
+                yield (uuid_of(point.id), segment_id), point.score
+
+        return ranked(limit, search, cosine=params is DENSE_PARAMS)
 
     def dense_scores(
         self, space: Space, dataset_id: UUID, vector: Vector, ids: Sequence[UUID]
@@ -264,7 +258,8 @@ class QdrantEdgeIndex:
                 found += shard.engine.query(
                     edge.QueryRequest(limit=len(batch), query=query, filter=where, params=params)
                 )
-        return {uuid_of(point.id): score for point, score in evened(params, found)}
+        scored = ((uuid_of(point.id), point.score) for point in found)
+        return dict(evened(scored, cosine=params is DENSE_PARAMS))
 
     def count(self, space: Space, dataset_id: UUID | None = None) -> int:
         """How many points there are, exactly."""

@@ -20,8 +20,6 @@ DENSE, BM25 = "dense", "bm25"
 BATCH_POINTS = 256
 """What one call of the engine is given: it holds the interpreter lock for 5 to 15 ms."""
 
-_ROUNDING = 5e-7  # of a text score; 1 to 2 steps of float32 were seen
-
 
 @contextmanager
 def answers(operation: str) -> Iterator[None]:
@@ -115,20 +113,6 @@ def head(record: edge.Record) -> PointHead:
 def uuid_of(point_id: edge.PointId) -> UUID:
     """The engine's ids may be numbers in general; ours never are."""
     return point_id if isinstance(point_id, UUID) else UUID(str(point_id))
-
-
-def evened(
-    params: edge.SearchParams, found: Sequence[edge.ScoredPoint]
-) -> Iterator[tuple[edge.ScoredPoint, float]]:
-    """Points, best first, with the score that they go by; see QdrantEdgeIndex on rounding."""
-    previous = score = 0.0
-    for point in sorted(found, key=lambda point: -point.score):
-        if params is DENSE_PARAMS:
-            score = min(1.0, max(-1.0, point.score))  # rounding can carry a cosine past 1
-        elif previous - point.score > _ROUNDING * previous or not previous:
-            score = point.score
-        previous = point.score
-        yield point, score
 
 
 def batches(ids: Sequence[UUID]) -> Iterator[list[Any]]:
