@@ -413,8 +413,6 @@ class Client:
             code, message = str(body["code"]), str(body["message"])
         except (ValueError, KeyError, TypeError):
             return self._stranger(response)
-        if message == response.reason_phrase:  # no route has this path
-            return self._stranger(response)
         return ApiError(_readable(code, message), status=response.status_code, code=code)
 
     def _stranger(self, response: httpx.Response) -> ClientError:
@@ -430,11 +428,7 @@ def _readable(code: str, message: str) -> str:
     if code != "unprocessable_entity":
         return message
     try:
-        errors = json.loads(message)
-        return "; ".join(
-            f"{'.'.join(map(str, e['loc'])) or 'body'}: {e['msg']} (got {e['input']!r})"
-            for e in errors
-        )
+        return "; ".join(error["msg"] for error in json.loads(message))
     except (ValueError, KeyError, TypeError):
         return message
 

@@ -422,15 +422,15 @@ def test_commands_work_over_the_network_as_they_do_in_process(
 
 @pytest.mark.parametrize("key", ["wrong", "schlüssel", "two words"])
 def test_a_wrong_key_is_refused_clearly(server: Serving, tmp_path: Path, key: str) -> None:
-    assert error(tmp_path, "--url", server.url, "--api-key", key, "datasets", "list") == (
-        "the API key is not valid; see `kb serve` or KB_API_KEY for the key"
-    )
+    message = error(tmp_path, "--url", server.url, "--api-key", key, "datasets", "list")
+    assert "API key" in message
+    assert "KB_API_KEY" in message
 
 
-def test_a_path_that_is_no_kb_server_is_refused_clearly(server: Serving, tmp_path: Path) -> None:
+def test_a_url_with_a_path_that_is_not_served_is_named(server: Serving, tmp_path: Path) -> None:
     url = f"{server.url}/somewhere"
     message = error(tmp_path, "--url", url, "--api-key", "key-of-the-tests", "datasets", "list")
-    assert message.startswith(f"{url} answered 404 Not Found")
+    assert "/somewhere/v1/datasets" in message
 
 
 def test_the_python_client_goes_from_file_to_answer(server: Serving, tmp_path: Path) -> None:
