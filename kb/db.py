@@ -1,19 +1,32 @@
-"""Base, engines, transaction(), reading(), after_commit()."""
+"""Base, engines, transaction(), reading(), after_commit(), exclusive(), retried()."""
 
 from __future__ import annotations
 
 import json
+import random
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, ClassVar
+from functools import partial
+from hashlib import sha256
+from typing import Any, ClassVar, TypeVar
 
-from sqlalchemy import DateTime, Engine, MetaData, create_engine, event
-from sqlalchemy.engine import Connection, Dialect
+from sqlalchemy import DateTime, Engine, MetaData, create_engine, event, make_url, text
+from sqlalchemy.engine import URL, Connection, Dialect
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import DeclarativeBase, Session, sessionmaker
 from sqlalchemy.types import JSON, TypeDecorator
+
+Result = TypeVar("Result")
+
+_POSTGRESQL = ("postgresql", "postgres", "postgresql+psycopg")
+_CONFLICTS = ("40001", "40P01")
+"""SQLSTATE of a serialisation failure and of a deadlock: all is undone, the same may work now."""
+_TRIES = 6
+_to_json = partial(json.dumps, ensure_ascii=False)
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -69,17 +82,91 @@ class Sessions:
         self.engine.dispose()
 
 
-def open_database(url: str) -> Sessions:
-    """Connect; on SQLite with write-ahead log, full durability, foreign keys and patience."""
-    if not url.startswith("sqlite"):
-        engine = create_engine(url, pool_pre_ping=True)
-        return _sessions(engine, engine)
+@dataclass(frozen=True)
+class Pool:
+    """How a process uses a database server; SQLite needs none of it.
+
+    Attributes:
+        size: connections kept open.
+        most: connections open at once; who asks for one more waits `timeout_s`.
+        connect_timeout_s: how long opening one may take.
+        lock_timeout_s: how long a statement waits for a row that another transaction changes.
+    """
+
+    size: int = 10
+    most: int = 40
+    timeout_s: float = 30.0
+    connect_timeout_s: float = 10.0
+    lock_timeout_s: float = 30.0
+
+
+def open_database(url: str, pool: Pool | None = None) -> Sessions:
+    """Connect to `sqlite:///PATH` or `postgresql://USER:PASSWORD@HOST:PORT/NAME`.
+
+    Raises:
+        ValueError: another kind of database, a URL that cannot be read, or no driver for it.
+    """
+    parsed = _database_url(url)
+    if parsed.get_backend_name() == "sqlite":
+        return _open_sqlite(parsed)
+    return _open_postgresql(parsed, pool or Pool())
+
+
+def _database_url(url: str) -> URL:
+    try:
+        parsed = make_url(url)
+    except Exception as exc:
+        raise ValueError(
+            "the database URL cannot be read; write postgresql://USER:PASSWORD@HOST:PORT/NAME, "
+            "with reserved characters of the password as %XX"
+        ) from exc
+    if parsed.drivername in _POSTGRESQL:
+        return parsed.set(drivername="postgresql+psycopg")
+    if parsed.get_backend_name() == "sqlite":
+        return parsed
+    raise ValueError(
+        f"no database of kind {parsed.drivername!r}; known: postgresql://... and sqlite:///..."
+    )
+
+
+def _open_postgresql(url: URL, pool: Pool) -> Sessions:
+    """Writers see what is committed at each statement; readers see one snapshot."""
+    try:
+        engine = create_engine(
+            url,
+            # A connection that the server dropped (a restart) is replaced before it is used.
+            pool_pre_ping=True,
+            pool_size=min(pool.size, pool.most),
+            max_overflow=max(0, pool.most - pool.size),
+            pool_timeout=pool.timeout_s,
+            pool_recycle=1800,
+            json_serializer=_to_json,
+            connect_args={
+                "connect_timeout": max(1, round(pool.connect_timeout_s)),
+                "application_name": "kb",
+                "options": f"-c lock_timeout={int(pool.lock_timeout_s * 1000)} -c timezone=UTC",
+                # A server that vanished without a word is noticed after about a minute.
+                "keepalives_idle": 30,
+                "keepalives_interval": 10,
+                "keepalives_count": 3,
+            },
+        )
+    except ImportError as exc:
+        raise ValueError(
+            "PostgreSQL needs a driver that is not installed; pip install 'kb-engine[service]'"
+        ) from exc
+    read = engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+    return Sessions(engine=engine, write=_factory(engine), read=_factory(read, autoflush=False))
+
+
+def _open_sqlite(url: URL) -> Sessions:
+    """With write-ahead log, full durability, foreign keys and patience."""
     engine = create_engine(
         url,
         connect_args={"timeout": 30.0, "check_same_thread": False},
         pool_size=32,
         max_overflow=32,
-        json_serializer=lambda value: json.dumps(value, ensure_ascii=False),
+        json_serializer=_to_json,
     )
 
     @event.listens_for(engine, "connect")
@@ -104,15 +191,12 @@ def open_database(url: str) -> Sessions:
         mode = connection.get_execution_options().get("begin", "DEFERRED")
         connection.exec_driver_sql(f"BEGIN {mode}")
 
-    return _sessions(engine.execution_options(begin="IMMEDIATE"), engine)
+    write = engine.execution_options(begin="IMMEDIATE")
+    return Sessions(engine=engine, write=_factory(write), read=_factory(engine, autoflush=False))
 
 
-def _sessions(write: Engine, read: Engine) -> Sessions:
-    return Sessions(
-        engine=read,
-        write=sessionmaker(write, expire_on_commit=False),
-        read=sessionmaker(read, expire_on_commit=False, autoflush=False),
-    )
+def _factory(engine: Engine, *, autoflush: bool = True) -> sessionmaker[Session]:
+    return sessionmaker(engine, expire_on_commit=False, autoflush=autoflush)
 
 
 @contextmanager
@@ -139,6 +223,49 @@ def after_commit(session: Session, work: Callable[[], None]) -> None:
 def _run_after_commit(session: Session) -> None:
     for work in session.info.pop("after_commit", []):
         work()
+
+
+def exclusive(session: Session | Connection, name: str) -> None:
+    """Wait until no other transaction holds this name; hold it until the transaction ends.
+
+    On SQLite a writing transaction is alone anyway.
+    """
+    connection = session.connection() if isinstance(session, Session) else session
+    if connection.dialect.name == "postgresql":
+        # The wait is for a process that starts, not for a row: it may be long.
+        connection.execute(text("SET LOCAL lock_timeout = 0"))
+        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": lock_key(name)})
+        connection.execute(text("SET LOCAL lock_timeout TO DEFAULT"))
+
+
+def lock_key(name: str) -> int:
+    """The 64-bit number under which PostgreSQL knows an advisory lock."""
+    return int.from_bytes(sha256(f"kb {name}".encode()).digest()[:8], signed=True)
+
+
+def is_conflict(error: BaseException) -> bool:
+    """Whether the database undid a transaction because of another one: then it may be repeated."""
+    if not isinstance(error, DBAPIError) or error.orig is None:
+        return False
+    return getattr(error.orig, "sqlstate", None) in _CONFLICTS
+
+
+def retried(work: Callable[[], Result]) -> Result:
+    """What `work` returns; it is done again when the database undid it in favour of another.
+
+    `work` runs its transactions from beginning to end, so that nothing of a failed try is left.
+
+    Raises:
+        DBAPIError: six tries were undone, or it failed for another reason.
+    """
+    for tried in range(1, _TRIES):
+        try:
+            return work()
+        except DBAPIError as exc:
+            if not is_conflict(exc):
+                raise
+            time.sleep(random.uniform(0, 0.01 * 2**tried))
+    return work()
 
 
 def new_id() -> uuid.UUID:

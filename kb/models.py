@@ -77,7 +77,14 @@ class JobKind(StrEnum):
 
 
 def _enum(cls: type[StrEnum]) -> Enum:
-    return Enum(cls, native_enum=False, length=32, values_callable=lambda e: [m.value for m in e])
+    # The check is ours and not the table's: a new value then needs no migration.
+    return Enum(
+        cls,
+        native_enum=False,
+        length=32,
+        values_callable=lambda e: [m.value for m in e],
+        validate_strings=True,
+    )
 
 
 Id = Annotated[uuid.UUID, mapped_column(primary_key=True, default=new_id)]

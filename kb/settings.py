@@ -24,6 +24,20 @@ class Embedding(BaseModel):
     """Added to the embedding threads' niceness, so that queries come first."""
 
 
+class Database(BaseModel):
+    """How this process uses a database server; SQLite needs none of it."""
+
+    pool_size: int = Field(default=10, gt=0)
+    """Connections kept open."""
+    pool_most: int = Field(default=40, gt=0)
+    """Connections open at once; all processes together stay below the server's limit."""
+    pool_timeout_s: float = Field(default=30.0, gt=0)
+    """How long work waits for a free connection."""
+    connect_timeout_s: float = Field(default=10.0, gt=0)
+    lock_timeout_s: float = Field(default=30.0, gt=0)
+    """How long a statement waits for a row that another transaction changes."""
+
+
 class Ingestion(BaseModel):
     """How documents are worked on."""
 
@@ -84,7 +98,8 @@ class Settings(BaseSettings):
     )
     data_dir: Path = Path("kb-data")
     database_url: str | None = Field(default=None, repr=False)
-    """None: SQLite in the data directory."""
+    """`postgresql://USER:PASSWORD@HOST:PORT/NAME`; None: SQLite in the data directory."""
+    database: Database = Database()
     api_key: SecretStr | None = None
     """Accepted as the workspace's key; None: the first start makes one and prints it once."""
     host: str = "127.0.0.1"

@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 from kb.adapters.local_embedder import LocalEmbedder
 from kb.adapters.localfs import LocalBlobs
 from kb.adapters.qdrant_edge import QdrantEdgeIndex
-from kb.db import Sessions, open_database, transaction
+from kb.db import Pool, Sessions, exclusive, open_database, transaction
 from kb.errors import ProviderNotInitialized
 from kb.migrations import upgrade
 from kb.models import Member, Workspace
@@ -36,7 +36,7 @@ def open_resources(settings: Settings) -> Iterator[Resources]:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     settings.data_dir.mkdir(parents=True, exist_ok=True)
-    sessions = open_database(settings.sqlalchemy_url)
+    sessions = _open_sessions(settings)
     upgrade(sessions.engine)
     workspace_id, owner_id = _first_workspace(sessions)
     index = QdrantEdgeIndex(
@@ -86,9 +86,24 @@ def open_resources(settings: Settings) -> Iterator[Resources]:
         sessions.close()
 
 
+def _open_sessions(settings: Settings) -> Sessions:
+    database = settings.database
+    return open_database(
+        settings.sqlalchemy_url,
+        Pool(
+            size=database.pool_size,
+            most=database.pool_most,
+            timeout_s=database.pool_timeout_s,
+            connect_timeout_s=database.connect_timeout_s,
+            lock_timeout_s=database.lock_timeout_s,
+        ),
+    )
+
+
 def _first_workspace(sessions: Sessions) -> tuple[uuid.UUID, uuid.UUID]:
     """The workspace that keys act in; made with its owner on the first start."""
     with transaction(sessions) as session:
+        exclusive(session, "first workspace")
         workspace_id = session.scalar(select(Workspace.id).order_by(Workspace.created_at))
         if workspace_id is None:
             workspace_id = _add_workspace(session)

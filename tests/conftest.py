@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests import databases
 from tests.services import PostgreSQL, Redis, ServiceMissing, start_postgresql, start_redis
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -58,3 +59,30 @@ def redis_server() -> Iterator[Redis]:
         yield server
     finally:
         server.stop()
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A test that asks for `database` runs on each that `--database` names."""
+    if "database" not in metafunc.fixturenames:
+        return
+    asked = metafunc.config.getoption("--database")
+    kinds = ["sqlite", "postgresql"] if asked == "both" else [asked]
+    if metafunc.definition.get_closest_marker("sqlite_only"):
+        kinds = ["sqlite"]
+    metafunc.parametrize("database", kinds, indirect=True, scope="session")
+
+
+@pytest.fixture(scope="session")
+def database(request: pytest.FixtureRequest) -> Iterator[str]:
+    """`sqlite` or `postgresql`; settings made while it is in use point to such a database."""
+    kind: str = request.param
+    databases.use(request.getfixturevalue("postgresql") if kind == "postgresql" else None)
+    yield kind
+    databases.drop_all()
+    databases.use(None)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _databases_end_with_their_module() -> Iterator[None]:
+    yield
+    databases.drop_all()

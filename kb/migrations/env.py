@@ -20,7 +20,7 @@ def _render(kind: str, item: Any, _context: Any) -> str | Literal[False]:
 
 
 def run(connection: Connection) -> None:
-    """Run the revisions, each in a transaction of its own."""
+    """Run the revisions inside the transaction of whoever asked for it."""
     context.configure(
         connection=connection,
         target_metadata=Base.metadata,

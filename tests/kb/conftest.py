@@ -1,4 +1,4 @@
-"""A whole embedded process for tests: real database, index, model and runner in a directory."""
+"""A whole process for tests: real database (of either kind), index, model and runner."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from tests.kb.server import KEY, test_settings
 
 
 @pytest.fixture
-def settings(tmp_path: Path) -> Settings:
-    """Settings of a fresh data directory."""
+def settings(database: str, tmp_path: Path) -> Settings:
+    """Settings of a fresh data directory and database."""
     return test_settings(tmp_path / "data")
 
 

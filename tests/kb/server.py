@@ -10,16 +10,21 @@ from typing import Any
 from starlette.testclient import TestClient
 
 from kb.settings import Embedding, Ingestion, Settings
+from tests.databases import url_for
 from tests.models import model_cache
 
 KEY = "dataset-key-of-the-tests"
 
 
 def test_settings(data_dir: Path, **changes: Any) -> Settings:
-    """Settings of a data directory whose model is exported once for all tests."""
+    """Settings of a data directory whose model is exported once for all tests.
+
+    The database is of the kind that the fixture `database` says, SQLite without it.
+    """
     embedding = Embedding(cache_dir=model_cache())
     defaults: dict[str, Any] = {
         "data_dir": data_dir,
+        "database_url": url_for(data_dir),
         "embedding": embedding,
         "ingestion": Ingestion(poll_s=0.05, retry_base_s=0.05),
     }
