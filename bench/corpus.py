@@ -108,10 +108,10 @@ def enlarged(
 ) -> tuple[list[str], Vectors]:
     """The first `size` of the texts, followed by made ones when there are fewer.
 
-    A made text is as long as one of the corpus, which also gives 70 % of its sentences; the others
-    come from a second text; all are shuffled. So words are as frequent as in the corpus and no two
-    texts are equal. Its vector is the normalised sum of the two sources' vectors in the same shares
-    and of noise: such texts are near their sources, as their embeddings would be.
+    A made text is about as long as one of the corpus, which also gives 70 % of its sentences; the
+    others come from a second text; all are shuffled. So words are as frequent as in the corpus and
+    no two texts are equal. Its vector is the normalised sum of the two sources' vectors in the same
+    shares and of noise: such texts are near their sources, as their embeddings would be.
     """
     draw = random.Random(seed)
     noise = np.random.default_rng(seed)
@@ -137,14 +137,18 @@ def _mixed(own: str, other: str, number: int, draw: random.Random) -> str:
     for sentence in draw.sample(theirs, len(theirs)):
         if missing <= 0:
             break
-        taken.append(sentence[:missing])
+        taken.append(sentence)
         missing -= len(sentence)
     draw.shuffle(taken)
     return " ".join([*(" ".join(sentence.split()) for sentence in taken), str(number)])
 
 
-def remember_vectors(settings: Settings, texts: Sequence[str], vectors: Vectors) -> None:
-    """Put vectors into a data directory's embedding cache, as if kb had embedded the texts."""
+def remember_vectors(settings: Settings, texts: Sequence[str], vectors: Vectors) -> int:
+    """Put vectors into a data directory's embedding cache, as if kb had embedded the texts.
+
+    Returns:
+        How many there are; equal texts have one.
+    """
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     embedder = LocalEmbedder(None, cache_dir=settings.data_dir)
     sessions = open_database(settings.sqlalchemy_url)
@@ -164,3 +168,4 @@ def remember_vectors(settings: Settings, texts: Sequence[str], vectors: Vectors)
     with transaction(sessions) as session:
         session.execute(insert(CachedEmbedding), rows)
     sessions.close()
+    return len(rows)
