@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -45,6 +46,8 @@ from kb.resources import Resources, space_of
 from kb.schemas import DocumentSettings
 from pipelines.nodes.extract import SUPPORTED_EXTENSIONS
 
+_BATCH = re.compile("[0-9]{20}")
+
 IN_WORK = tuple(status for status in UNFINISHED if status is not IndexingStatus.WAITING)
 
 
@@ -67,6 +70,8 @@ class Upload:
     name: str
     data: bytes
     media_type: str | None
+    is_text: bool = False
+    """Sent as a text: whatever it looks like, it is taken as it is."""
 
 
 @dataclass(frozen=True)
@@ -127,6 +132,7 @@ def store_upload(upload: Upload, *, blobs: BlobStore, resources: Resources) -> U
         size_bytes=len(upload.data),
         extension=PurePosixPath(upload.name).suffix.lstrip(".").lower(),
         media_type=upload.media_type,
+        is_text=upload.is_text,
         sha256=sha256(upload.data).hexdigest(),
         blob_key=key,
         created_by=resources.owner_id,
@@ -395,14 +401,15 @@ def list_batch(session: Session, dataset_id: uuid.UUID, batch: str) -> Sequence[
     Raises:
         NotFound: no document of this dataset has that batch.
     """
-    known = batch.isascii() and batch.isdigit()
+    if not _BATCH.fullmatch(batch):
+        raise NotFound("batch", batch[:100])
     rows = session.scalars(
         select(Document)
         .where(Document.dataset_id == dataset_id, Document.batch == batch)
         .order_by(Document.position)
     ).all()
-    if not known or not rows:
-        raise NotFound("batch", batch[:100])
+    if not rows:
+        raise NotFound("batch", batch)
     return rows
 
 

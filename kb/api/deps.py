@@ -566,7 +566,7 @@ async def _file(part: UploadFile | str) -> FormFile:
 
 async def _settings(form: FormData) -> Any:
     part = form.get("data")
-    raw = await part.read() if isinstance(part, UploadFile) else (part or "")
+    raw = await part.read() if isinstance(part, UploadFile) else (part or "").lstrip("\ufeff")
     if not raw.strip():
         return {}
     settings = await run_in_threadpool(parse_json, raw, "part 'data'", InvalidParam)

@@ -53,7 +53,9 @@ def create_by_text(
     asked = parse(DocumentByText, body)
     _check_text(asked, access.resources.settings.limits)
     name = asked.name[: access.resources.settings.limits.document_name_chars]
-    upload = Upload(f"{name.replace('/', '_')}.txt", asked.text.encode(), "text/plain")
+    upload = Upload(
+        f"{name.replace('/', '_')}.txt", asked.text.encode(), "text/plain", is_text=True
+    )
     return _accept(dataset_id, name, upload, asked, access, runner)
 
 
@@ -210,7 +212,10 @@ def get_text(dataset_id: str, document_id: str, access: AccessDep) -> Response:
         version = _version(session, document, document.version)
         key = version.text_key if version else None
     if key is None:
-        raise NotFound("extracted text yet of document", document.name)
+        status = document.indexing_status.value
+        raise NotFound(
+            f"extracted text while indexing_status is {status!r} of document", document.name
+        )
     text = access.resources.blobs.get(key)
     return Response(text, media_type="text/plain; charset=utf-8")
 

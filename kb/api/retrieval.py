@@ -110,10 +110,13 @@ def search_settings(model: RetrievalModelIn, settings: Settings) -> RetrievalSet
             f"rerank model {rerank.reranking_model_name!r} is not configured; use reranking_mode "
             "'weighted_score' or set reranking_enable to false"
         )
-    threshold = model.score_threshold or 0.0 if model.score_threshold_enabled else None
-    return RetrievalSettings(
-        SearchMethod(model.search_method), top_k, threshold, _weights(model, settings)
-    )
+    threshold = (model.score_threshold or 0.0) if model.score_threshold_enabled else None
+    try:
+        return RetrievalSettings(
+            SearchMethod(model.search_method), top_k, threshold, _weights(model, settings)
+        )
+    except ValueError as exc:
+        raise InvalidParam(str(exc)) from exc
 
 
 def _weights(model: RetrievalModelIn, settings: Settings) -> Weights:
@@ -121,10 +124,7 @@ def _weights(model: RetrievalModelIn, settings: Settings) -> Weights:
     if given is None or given.vector_setting is None or given.keyword_setting is None:
         dense = settings.retrieval.vector_weight
         return Weights(dense, 1 - dense)
-    try:
-        return Weights(given.vector_setting.vector_weight, given.keyword_setting.keyword_weight)
-    except ValueError as exc:
-        raise InvalidParam(str(exc)) from exc
+    return Weights(given.vector_setting.vector_weight, given.keyword_setting.keyword_weight)
 
 
 def refuse_filter(asked: MetadataFilter | None) -> None:

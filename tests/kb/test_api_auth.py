@@ -41,7 +41,7 @@ WITH_BODY = [(m, p) for m, p in OF_A_DATASET if m in ("POST", "PATCH") and "/ret
 
 
 @pytest.fixture(scope="module")
-def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
+def client(database: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
     """No document is worked on: keys and bodies are all that matters here."""
     with api(tmp_path_factory.mktemp("auth"), working=False) as opened:
         yield opened

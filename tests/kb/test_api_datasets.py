@@ -66,7 +66,7 @@ HYBRID = {
 
 
 @pytest.fixture(scope="module")
-def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
+def client(database: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
     """One embedded process for all tests of this module."""
     with api(tmp_path_factory.mktemp("datasets")) as opened:
         yield opened
@@ -377,7 +377,7 @@ def test_nul_and_lone_surrogates_become_the_replacement_character(client: TestCl
 
 
 @pytest.fixture(scope="module")
-def five(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
+def five(database: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
     """A workspace with five datasets."""
     with api(tmp_path_factory.mktemp("five"), working=False) as opened:
         for name in ("Alpha", "beta", "Gamma_1", "GAMMA%2", "delta"):
