@@ -133,15 +133,16 @@ def _in_process(target: Target, create: bool) -> Iterator[Client]:
     key = secrets.token_urlsafe()
     with open_data_directory(settings) as (_, resources):
         app = create_app(resources, runner=Runner(resources), process_key=key)
-        try:
-            with (
-                start_blocking_portal() as portal,
-                portal.wrap_async_context_manager(app.router.lifespan_context(app)),
-                Client("http://in-process", key, transport=_transport(app, portal)) as client,
-            ):
-                yield client
-        finally:
-            _say_what_is_left(resources)
+        with ExitStack() as stack:
+            stack.callback(_say_what_is_left, resources)
+            portal = stack.enter_context(start_blocking_portal())
+            lifespan = portal.wrap_async_context_manager(app.router.lifespan_context(app))
+            lifespan.__enter__()
+            # Not told of exceptions, as no server does: it would skip its shutdown.
+            stack.callback(lifespan.__exit__, None, None, None)
+            yield stack.enter_context(
+                Client("http://in-process", key, transport=_transport(app, portal))
+            )
 
 
 def _transport(app: ASGIApp, portal: BlockingPortal) -> httpx.BaseTransport:
