@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, Field, SecretStr
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -36,6 +36,57 @@ class Database(BaseModel):
     connect_timeout_s: float = Field(default=10.0, gt=0)
     lock_timeout_s: float = Field(default=30.0, gt=0)
     """How long a statement waits for a row that another transaction changes."""
+
+
+class Qdrant(BaseModel):
+    """A Qdrant server or cluster that keeps the index; needs the extra `service`."""
+
+    model_config = ConfigDict(frozen=True)
+
+    url: str | None = Field(default=None, pattern=r"^https?://[^\s/]")
+    """`http://HOST:6333`; None: the index is kept in the data directory, by this process."""
+    api_key: SecretStr | None = None
+    prefer_grpc: bool = True
+    """Speak gRPC where the server offers it, REST otherwise."""
+    grpc_port: int = Field(default=6334, gt=0, le=65535)
+    timeout_s: int = Field(default=30, gt=0, le=3600)
+    """Of one attempt at a call."""
+    retries: int = Field(default=4, ge=0, le=20)
+    """Attempts after the first one that fails for a transient reason."""
+    retry_base_s: float = Field(default=0.2, ge=0)
+    """Wait before the second attempt; doubles with each further one, with some chance in it."""
+    retry_max_s: float = Field(default=10.0, ge=0)
+    """Longest wait; also when the server asks for a longer one."""
+    collection_prefix: str = Field(default="kb-", pattern=r"^[A-Za-z0-9_-]{0,50}$")
+    """Before the names of our collections, so that several installations can share a server."""
+    shard_number: int = Field(default=1, gt=0, le=1024)
+    """Shards of a new collection. With more than one, BM25 statistics are those of each shard."""
+    replication_factor: int = Field(default=1, gt=0, le=64)
+    """Copies of each shard of a new collection."""
+    write_consistency_factor: int = Field(default=1, gt=0, le=64)
+    """Copies that must have a write before it counts as done."""
+    write_ordering: Literal["weak", "medium", "strong"] = "medium"
+    """Through which replica writes go: any, an elected one, or always the same one."""
+    batch_bytes: int = Field(default=16_000_000, ge=100_000, le=1_000_000_000)
+    """Largest request; a server takes 32 MB over REST unless it is told otherwise."""
+    batch_points: int = Field(default=1000, gt=0, le=10_000)
+    """Points per request at most."""
+    full_scan_kb: int = Field(default=100_000, gt=0)
+    """Vectors that a query compares one by one instead of walking the graph (new collections):
+    100,000 are 65,000 vectors of 384 dimensions, per segment."""
+    hnsw_ef: int = Field(default=128, gt=0, le=10_000)
+    """Candidates that a walk of the graph keeps: more are slower and miss less."""
+    exact: bool = False
+    """Compare every vector of the dataset, whatever its size."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Qdrant:
+        if self.write_consistency_factor > self.replication_factor:
+            raise ValueError(
+                f"write_consistency_factor is {self.write_consistency_factor}, but there are only "
+                f"{self.replication_factor} copies; raise replication_factor"
+            )
+        return self
 
 
 class Ingestion(BaseModel):
@@ -107,6 +158,7 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     shutdown_s: float = Field(default=20.0, gt=0)
     """How long a stop waits for requests and batches in work."""
+    qdrant: Qdrant = Qdrant()
     embedding: Embedding = Embedding()
     ingestion: Ingestion = Ingestion()
     retrieval: Retrieval = Retrieval()

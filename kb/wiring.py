@@ -19,6 +19,7 @@ from kb.db import Pool, Sessions, exclusive, open_database, transaction
 from kb.errors import ProviderNotInitialized
 from kb.migrations import upgrade
 from kb.models import Member, Workspace
+from kb.ports import SegmentIndex
 from kb.resources import Resources
 from kb.settings import Settings
 from pipelines.ports import Embedder
@@ -39,11 +40,7 @@ def open_resources(settings: Settings) -> Iterator[Resources]:
     sessions = _open_sessions(settings)
     upgrade(sessions.engine)
     workspace_id, owner_id = _first_workspace(sessions)
-    index = QdrantEdgeIndex(
-        settings.data_dir / "index",
-        min_free_bytes=settings.limits.min_free_bytes,
-        min_free_share=settings.limits.min_free_share,
-    )
+    index = _open_index(settings)
     embedder = LocalEmbedder(
         settings.embedding.model_path,
         cache_dir=settings.embedding.cache_dir or settings.data_dir / "models",
@@ -97,6 +94,19 @@ def _open_sessions(settings: Settings) -> Sessions:
             connect_timeout_s=database.connect_timeout_s,
             lock_timeout_s=database.lock_timeout_s,
         ),
+    )
+
+
+def _open_index(settings: Settings) -> SegmentIndex:
+    if settings.qdrant.url is not None:
+        # Here, because the client is an extra and takes half a second to import.
+        from kb.adapters.qdrant_server import QdrantServerIndex
+
+        return QdrantServerIndex(settings.qdrant)
+    return QdrantEdgeIndex(
+        settings.data_dir / "index",
+        min_free_bytes=settings.limits.min_free_bytes,
+        min_free_share=settings.limits.min_free_share,
     )
 
 
