@@ -204,7 +204,11 @@ class SegmentIndex(Protocol):
 class BlobStore(Protocol):
     """Immutable files by key.
 
-    Keys are relative paths of `[A-Za-z0-9._-]` parts joined by `/`.
+    Keys are relative paths of `[A-Za-z0-9._-]` parts joined by `/`; a part has 1 to 200 characters
+    and does not start with a dot, a key has at most 512. No key is the folder of another one.
+
+    Every method may be called from any thread. All raise `ValueError` for what is not a key, and
+    `StoreUnavailable` when the store failed for a while (safe to retry).
     """
 
     def put(self, key: str, data: bytes) -> None:
@@ -233,4 +237,8 @@ class BlobStore(Protocol):
         Args:
             older_than_s: leave out blobs that were written less than so many seconds ago.
         """
+        ...
+
+    def close(self) -> None:
+        """Let go of connections; repeats safely."""
         ...

@@ -89,6 +89,49 @@ class Qdrant(BaseModel):
         return self
 
 
+class Blobs(BaseModel):
+    """An S3-compatible object store that keeps the files; needs the extra `service`."""
+
+    model_config = ConfigDict(frozen=True)
+
+    bucket: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{1,62}$")
+    """It must exist; None: files are kept in the data directory."""
+    prefix: str = Field(default="kb", pattern=r"^[A-Za-z0-9._/-]{0,200}$")
+    """Folder in the bucket, `/` for none; all below it belongs to this installation alone."""
+    endpoint_url: str | None = Field(default=None, pattern=r"^https?://[^\s/]")
+    """`https://HOST:PORT`; None: Amazon S3."""
+    region: str | None = None
+    """None: as the AWS SDK finds it, in the end us-east-1."""
+    access_key_id: SecretStr | None = None
+    """None: as the AWS SDK finds it (environment, profile, role of the machine)."""
+    secret_access_key: SecretStr | None = None
+    path_style: bool = False
+    """`HOST/BUCKET/KEY` instead of `BUCKET.HOST/KEY`; most self-hosted stores want it."""
+    connect_timeout_s: float = Field(default=5.0, gt=0)
+    read_timeout_s: float = Field(default=60.0, gt=0)
+    """Longest silence of the store within one attempt."""
+    max_attempts: int = Field(default=4, gt=0, le=20)
+    """At one request, with the first one; waits in between double, by chance, up to 20 s."""
+    max_connections: int = Field(default=32, gt=0, le=1000)
+    """Requests to the store at once, in this process."""
+    part_bytes: int = Field(default=16 * 1024**2, ge=5 * 1024**2, le=1024**3)
+    """Larger files are sent in parts of this size."""
+    checksums: Literal["when_supported", "when_required"] = "when_supported"
+    """`when_required` for a store that refuses the CRC checksums of today's AWS SDK."""
+    encryption: Literal["AES256", "aws:kms"] | None = None
+    """By the store, at rest; None: as the bucket is set up."""
+    kms_key_id: str | None = None
+    """With `aws:kms`; None: the account's own key for S3."""
+
+    @model_validator(mode="after")
+    def _belongs_together(self) -> Blobs:
+        if (self.access_key_id is None) != (self.secret_access_key is None):
+            raise ValueError("access_key_id and secret_access_key: give both or neither")
+        if self.kms_key_id is not None and self.encryption != "aws:kms":
+            raise ValueError("kms_key_id needs encryption 'aws:kms'")
+        return self
+
+
 class Ingestion(BaseModel):
     """How documents are worked on."""
 
@@ -114,8 +157,9 @@ class Ingestion(BaseModel):
 class Retrieval(BaseModel):
     """How queries are answered."""
 
-    candidate_depth: int = Field(default=200, gt=0, le=5000)
-    """Candidates that each leg of a hybrid query contributes."""
+    candidate_depth: int = Field(default=2000, gt=0, le=50_000)
+    """At most so many candidates of each leg and dataset go into a hybrid query; it reads fewer,
+    mostly 50, when those settle the answer."""
     threads: int = Field(default=4, gt=0)
     """Legs searched in parallel in this process."""
     vector_weight: float = Field(default=0.5, ge=0, le=1)
@@ -145,7 +189,12 @@ class Settings(BaseSettings):
     """The process's settings; `KB_LIMITS__FILE_BYTES=50000000` sets `limits.file_bytes`."""
 
     model_config = SettingsConfigDict(
-        env_prefix="KB_", env_nested_delimiter="__", env_file=".env", extra="ignore", frozen=True
+        env_prefix="KB_",
+        env_nested_delimiter="__",
+        env_file=".env",
+        env_ignore_empty=True,
+        extra="ignore",
+        frozen=True,
     )
     data_dir: Path = Path("kb-data")
     database_url: str | None = Field(default=None, repr=False)
@@ -159,6 +208,7 @@ class Settings(BaseSettings):
     shutdown_s: float = Field(default=20.0, gt=0)
     """How long a stop waits for requests and batches in work."""
     qdrant: Qdrant = Qdrant()
+    blobs: Blobs = Blobs()
     embedding: Embedding = Embedding()
     ingestion: Ingestion = Ingestion()
     retrieval: Retrieval = Retrieval()

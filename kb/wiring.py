@@ -19,7 +19,7 @@ from kb.db import Pool, Sessions, exclusive, open_database, transaction
 from kb.errors import ProviderNotInitialized
 from kb.migrations import upgrade
 from kb.models import Member, Workspace
-from kb.ports import SegmentIndex
+from kb.ports import BlobStore, SegmentIndex
 from kb.resources import Resources
 from kb.settings import Settings
 from pipelines.ports import Embedder
@@ -41,6 +41,7 @@ def open_resources(settings: Settings) -> Iterator[Resources]:
     upgrade(sessions.engine)
     workspace_id, owner_id = _first_workspace(sessions)
     index = _open_index(settings)
+    blobs = _open_blobs(settings)
     embedder = LocalEmbedder(
         settings.embedding.model_path,
         cache_dir=settings.embedding.cache_dir or settings.data_dir / "models",
@@ -64,11 +65,7 @@ def open_resources(settings: Settings) -> Iterator[Resources]:
             settings=settings,
             sessions=sessions,
             index=index,
-            blobs=LocalBlobs(
-                settings.data_dir / "blobs",
-                min_free_bytes=settings.limits.min_free_bytes,
-                min_free_share=settings.limits.min_free_share,
-            ),
+            blobs=blobs,
             embedders=embedder_of,
             default_embedder=embedder,
             default_embedder_name=(PROVIDER, model.name if model else "all-MiniLM-L6-v2"),
@@ -80,6 +77,7 @@ def open_resources(settings: Settings) -> Iterator[Resources]:
         pool.shutdown(wait=True)
         embedder.close()
         index.close()
+        blobs.close()
         sessions.close()
 
 
@@ -105,6 +103,18 @@ def _open_index(settings: Settings) -> SegmentIndex:
         return QdrantServerIndex(settings.qdrant)
     return QdrantEdgeIndex(
         settings.data_dir / "index",
+        min_free_bytes=settings.limits.min_free_bytes,
+        min_free_share=settings.limits.min_free_share,
+    )
+
+
+def _open_blobs(settings: Settings) -> BlobStore:
+    if settings.blobs.bucket is not None:
+        from kb.adapters.s3 import S3Blobs
+
+        return S3Blobs(settings.blobs)
+    return LocalBlobs(
+        settings.data_dir / "blobs",
         min_free_bytes=settings.limits.min_free_bytes,
         min_free_share=settings.limits.min_free_share,
     )
