@@ -12,10 +12,24 @@ from sqlalchemy.orm import Session
 from kb.db import Sessions, now, reading, transaction
 from kb.models import Job, JobKind
 
+_RETRY_S = 5.0
+_RETRY_MAX_S = 600.0
+_CRASHES = 2
 
-def enqueue(session: Session, kind: JobKind, **payload: Any) -> None:
-    """Write a job down; it exists exactly when the session's transaction commits."""
-    session.add(Job(kind=kind, payload=payload))
+
+def enqueue(session: Session, kind: JobKind, *, wait_s: float = 0.0, **payload: Any) -> None:
+    """Write a job down; it exists exactly when the session's transaction commits.
+
+    Args:
+        wait_s: it is not done before so many seconds have passed, >= 0.
+        payload: JSON values.
+    """
+    session.add(Job(kind=kind, payload=payload, not_before=now() + timedelta(seconds=wait_s)))
+
+
+def retry_wait_s(attempts: int) -> float:
+    """How long a job waits after its n-th failed attempt, n >= 1: 5 s, doubling, at most 600 s."""
+    return min(_RETRY_MAX_S, _RETRY_S * 2.0 ** min(attempts - 1, 20))
 
 
 def claim_job(sessions: Sessions, owner: str, *, lease_s: float) -> Job | None:
@@ -50,8 +64,8 @@ def finish_job(sessions: Sessions, job_id: uuid.UUID) -> None:
         session.execute(delete(Job).where(Job.id == job_id))
 
 
-def postpone_job(sessions: Sessions, job: Job, error: str, *, wait_s: float) -> None:
-    """The job failed; it comes again after `wait_s`."""
+def postpone_job(sessions: Sessions, job: Job, error: str) -> None:
+    """The job failed; it comes again after `retry_wait_s`, with the reason beside it."""
     with transaction(sessions) as session:
         session.execute(
             update(Job)
@@ -60,16 +74,20 @@ def postpone_job(sessions: Sessions, job: Job, error: str, *, wait_s: float) -> 
                 lease_owner=None,
                 lease_expires_at=None,
                 error=error,
-                not_before=now() + timedelta(seconds=wait_s),
+                not_before=now() + timedelta(seconds=retry_wait_s(job.attempts)),
             )
         )
 
 
 def release_jobs(sessions: Sessions) -> None:
-    """Free every job; only for a process that alone owns the database."""
+    """Free every job; only for a process that alone owns the database.
+
+    One that was in work at several crashes may be their cause: it waits, so that the process gets
+    to do other things before the job is tried again.
+    """
     with transaction(sessions) as session:
-        session.execute(
-            update(Job)
-            .where(Job.lease_owner.is_not(None))
-            .values(lease_owner=None, lease_expires_at=None)
-        )
+        for job in session.scalars(select(Job).where(Job.lease_owner.is_not(None))):
+            job.lease_owner = job.lease_expires_at = None
+            if job.attempts > _CRASHES:
+                job.error = f"the process ended {job.attempts} times while it did this"
+                job.not_before = now() + timedelta(seconds=retry_wait_s(job.attempts - _CRASHES))

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 import uuid
+from functools import partial
 from typing import Any
 
 from sqlalchemy import func, select, update
 
 from kb.db import reading, transaction
 from kb.ingestion.embedding_cache import embed_cached
-from kb.ingestion.points import indexed_leaves, write_leaves
-from kb.jobs import claim_job, enqueue, finish_job, postpone_job
+from kb.ingestion.points import Embed, indexed_leaves, restore, unknown_ids
+from kb.jobs import claim_job, enqueue, finish_job, postpone_job, retry_wait_s
 from kb.models import ChildChunk, Dataset, Job, JobKind, Segment
 from kb.ports import Space
 from kb.resources import Resources, space_of
@@ -20,8 +21,6 @@ log = logging.getLogger("kb.maintenance")
 
 DRIFT = 1.5
 """A rebuild is due when the true average length is this many times the stored one, or 1/this."""
-_RETRY_S = 5.0
-_RETRY_MAX_S = 600.0
 
 
 def run_next_job(resources: Resources, owner: str) -> bool:
@@ -32,9 +31,13 @@ def run_next_job(resources: Resources, owner: str) -> bool:
     try:
         _DO[job.kind](resources, job.payload)
     except Exception as exc:  # noqa: BLE001 - a job that fails is kept, with its reason
-        wait = min(_RETRY_MAX_S, _RETRY_S * 2 ** (job.attempts - 1))
-        log.warning("job %s failed and is tried again in %.0f s: %s", job.kind, wait, exc)
-        postpone_job(resources.sessions, job, f"{type(exc).__name__}: {exc}", wait_s=wait)
+        log.warning(
+            "job %s failed and is tried again in %.0f s: %s",
+            job.kind,
+            retry_wait_s(job.attempts),
+            exc,
+        )
+        postpone_job(resources.sessions, job, f"{type(exc).__name__}: {exc}")
         return True
     finish_job(resources.sessions, job.id)
     return True
@@ -60,35 +63,31 @@ def rebuild_dataset(resources: Resources, dataset_id: uuid.UUID) -> int:
 
 
 def write_points(resources: Resources, dataset_id: uuid.UUID, ids: list[uuid.UUID] | None) -> int:
-    """Write these points of a dataset (None: all) from SQL and the cache; returns how many."""
+    """Write these points of a dataset (None: all) from SQL and the cache; returns how many.
+
+    Only texts that the index has acknowledged before: the others are on their way. Safe while
+    documents are ingested, replaced and deleted.
+    """
     with reading(resources.sessions) as session:
         dataset = session.get(Dataset, dataset_id)
         space = space_of(dataset) if dataset else None
-        if dataset is None or space is None or dataset.average_length is None:
-            return 0
-        average = dataset.average_length
+    if space is None:
+        return 0
     resources.index.ensure_space(space)
-    embedder = resources.embedders(space.name) if space.dim else None
-    written = 0
-    with reading(resources.sessions) as session:
-        for leaves in indexed_leaves(
-            session,
-            dataset_id=dataset_id,
-            ids=ids,
-            batch=resources.settings.ingestion.batch_segments,
-        ):
-            write_leaves(
-                resources.index,
-                space,
-                dataset_id,
-                leaves,
-                (lambda texts: embed_cached(embedder, texts, resources.sessions))
-                if embedder
-                else None,
-                average_length=average,
-            )
-            written += len(leaves)
-    return written
+    embed: Embed | None = None
+    if space.dim is not None:
+        embedder = resources.embedders(space.name)
+        embed = partial(embed_cached, embedder, sessions=resources.sessions)
+    pages = indexed_leaves(
+        resources.sessions,
+        dataset_id=dataset_id,
+        ids=ids,
+        batch=resources.settings.ingestion.batch_segments,
+    )
+    return sum(
+        restore(resources.index, resources.sessions, space, dataset_id, leaves, embed)
+        for leaves in pages
+    )
 
 
 def _true_average(resources: Resources, dataset_id: uuid.UUID) -> float | None:
@@ -124,11 +123,22 @@ def _space(payload: dict[str, Any]) -> Space:
 
 
 def _delete_points(resources: Resources, payload: dict[str, Any]) -> None:
+    """Remove points whose text is gone. A text that came back keeps its point: the rows say so
+    now, and the version does if it comes back in between.
+
+    A payload with a `dataset_id` was written by a worker that had lost its lease: the points of
+    texts that are there are written again, as the rows have them.
+    """
     space = _space(payload)
     resources.index.ensure_space(space)
     ids = [uuid.UUID(i) for i in payload["ids"]]
-    resources.index.delete(space, ids, up_to_version=payload["up_to_version"])
+    with reading(resources.sessions) as session:
+        gone = unknown_ids(session, ids)
+    resources.index.delete(space, sorted(gone), up_to_version=payload["up_to_version"])
     resources.index.flush(space)
+    if "dataset_id" in payload:
+        kept = [i for i in ids if i not in gone]
+        write_points(resources, uuid.UUID(payload["dataset_id"]), kept)
 
 
 def _delete_document(resources: Resources, payload: dict[str, Any]) -> None:

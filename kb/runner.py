@@ -5,9 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import time
 import uuid
+from collections.abc import Callable
+from functools import partial
 
-from kb.ingestion.claims import claim_next, release_all, renew
+from kb.db import transaction
+from kb.ingestion.claims import Claim, claim_next, release, release_all, renew
 from kb.ingestion.run import ingest
 from kb.jobs import release_jobs
 from kb.maintenance import run_next_job
@@ -28,7 +32,10 @@ class Runner:
         self._stop = threading.Event()
         self._work = threading.Condition()
         self._announced = 0
-        self._name = f"{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        name = f"{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        self._owners = [f"{name}/{n}" for n in range(self._ingestion.workers)]
+        self._upkeep = f"{name}/upkeep"
+        self._in_work: dict[str, Claim] = {}
         self._threads: list[threading.Thread] = []
 
     def start(self) -> None:
@@ -37,8 +44,8 @@ class Runner:
         release_jobs(self._resources.sessions)
         if freed:
             log.info("%d documents were in work when the last process ended; going on", freed)
-        for number in range(self._ingestion.workers):
-            self._spawn(f"kb-ingest-{number}", self._ingest_loop)
+        for number, owner in enumerate(self._owners):
+            self._spawn(f"kb-ingest-{number}", partial(self._ingest_loop, owner))
         self._spawn("kb-upkeep", self._upkeep_loop)
         self._spawn("kb-heartbeat", self._heartbeat_loop)
 
@@ -49,39 +56,54 @@ class Runner:
             self._work.notify_all()
 
     def stop(self, *, timeout_s: float) -> bool:
-        """Let every worker finish its batch and hand its document back; True: all ended."""
+        """Let every worker finish its batch and hand its document back; True: all ended.
+
+        A document whose worker does not end in time is handed back over its head: that the
+        process ends now is not the document's doing.
+        """
         self._stop.set()
         self.wake()
+        ends = time.monotonic() + timeout_s
         for thread in self._threads:
-            thread.join(timeout_s)
+            thread.join(max(0.0, ends - time.monotonic()))
+        with transaction(self._resources.sessions) as session:
+            for claim in list(self._in_work.values()):
+                release(session, claim)
         return not any(thread.is_alive() for thread in self._threads)
 
-    def _spawn(self, name: str, loop: object) -> None:
-        thread = threading.Thread(target=loop, name=name, daemon=True)  # type: ignore[arg-type]
+    def _spawn(self, name: str, loop: Callable[[], None]) -> None:
+        thread = threading.Thread(target=loop, name=name, daemon=True)
         self._threads.append(thread)
         thread.start()
 
-    def _owner(self) -> str:
-        return f"{self._name}/{threading.current_thread().name}"
-
-    def _owners(self) -> list[str]:
-        return [f"{self._name}/{thread.name}" for thread in self._threads]
-
-    def _ingest_loop(self) -> None:
+    def _ingest_loop(self, owner: str) -> None:
         lower_priority(self._resources.settings.embedding.niceness)
         while not self._stop.is_set():
             with self._work:
                 seen = self._announced
             try:
-                claim = claim_next(
-                    self._resources.sessions, self._owner(), lease_s=self._ingestion.lease_s
-                )
-                if claim is not None:
-                    ingest(claim, self._resources, stopped=self._stop.is_set)
+                if self._ingest_next(owner):
                     continue
-            except Exception:
-                log.exception("worker could not claim or record; trying again")
+            except BaseException:  # a panic of a native library is no Exception
+                log.exception("a worker could not claim or record; trying again")
             self._wait(seen)
+
+    def _ingest_next(self, owner: str) -> bool:
+        claim = claim_next(
+            self._resources.sessions,
+            owner,
+            lease_s=self._ingestion.lease_s,
+            colleagues=self._owners,
+        )
+        if claim is None:
+            return False
+        self._in_work[owner] = claim
+        try:
+            ingest(claim, self._resources, stopped=self._stop.is_set)
+        finally:
+            # Whatever happened: a lease that nobody works under is not renewed.
+            del self._in_work[owner]
+        return True
 
     def _upkeep_loop(self) -> None:
         lower_priority(self._resources.settings.embedding.niceness)
@@ -89,19 +111,20 @@ class Runner:
             with self._work:
                 seen = self._announced
             try:
-                if run_next_job(self._resources, self._owner()):
+                if run_next_job(self._resources, self._upkeep):
                     continue
                 if self._resources.index.optimize(budget_s=0.2):
                     continue
-            except Exception:
+            except BaseException:
                 log.exception("upkeep failed; trying again")
             self._wait(seen)
 
     def _heartbeat_loop(self) -> None:
-        while not self._stop.wait(self._ingestion.lease_s / 4):
+        lease_s = self._ingestion.lease_s
+        while not self._stop.wait(lease_s / 4):
             try:
-                renew(self._resources.sessions, self._owners(), lease_s=self._ingestion.lease_s)
-            except Exception:
+                renew(self._resources.sessions, list(self._in_work.values()), lease_s=lease_s)
+            except BaseException:
                 log.exception("leases could not be renewed; trying again")
 
     def _wait(self, seen: int) -> None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
-from sqlalchemy import or_, select
+from sqlalchemy import func, or_, select
 from sqlalchemy.orm import Session
 
-from kb.models import ChildChunk, Document, Segment
+from kb.db import Sessions, reading
+from kb.models import ChildChunk, Dataset, Document, Segment
 from kb.ports import Point, SegmentIndex, Space
 from kb.retrieval.analysis import analyse
 from kb.retrieval.bm25 import terms_of_document
@@ -18,10 +20,16 @@ from pipelines.types import Vectors
 
 Embed = Callable[[Sequence[str]], Vectors]
 
+_ROWS = 500  # ids per IN
+
 
 @dataclass(frozen=True)
 class Leaf:
-    """A text that belongs into the index: a segment's, or a child chunk's in its place."""
+    """A text that belongs into the index: a segment's, or a child chunk's in its place.
+
+    `version` is the one in preparation that will hold it, or else the one that answers: it is
+    higher than the bound of every delete that was written down for this id before.
+    """
 
     id: uuid.UUID
     segment_id: uuid.UUID
@@ -64,8 +72,71 @@ def write_leaves(
     index.flush(space)
 
 
+def restore(
+    index: SegmentIndex,
+    sessions: Sessions,
+    space: Space,
+    dataset_id: uuid.UUID,
+    leaves: Sequence[Leaf],
+    embed: Embed | None,
+) -> int:
+    """Write points while documents may change; returns how many texts were written.
+
+    What was changed or removed in SQL between reading and writing is written again or taken
+    back. What is removed after that look has its own delete, written down after this write.
+    """
+    written = 0
+    with reading(sessions) as session:
+        average = find_average(session, dataset_id)
+    while leaves and average is not None:
+        write_leaves(index, space, dataset_id, leaves, embed, average_length=average)
+        written += len(leaves)
+        with reading(sessions) as session:
+            known = find_leaves(session, [leaf.id for leaf in leaves])
+            average_now = find_average(session, dataset_id)
+        remove(index, space, {leaf.id: leaf.version for leaf in leaves if leaf.id not in known})
+        leaves = [
+            known[leaf.id]
+            for leaf in leaves
+            if leaf.id in known and (known[leaf.id] != leaf or average_now != average)
+        ]
+        average = average_now
+    return written
+
+
+def remove(index: SegmentIndex, space: Space, versions: Mapping[uuid.UUID, int]) -> None:
+    """Delete points that nothing stands for: id -> the version in which it was seen there."""
+    ordered = sorted(versions, key=lambda i: versions[i])
+    for version, ids in groupby(ordered, key=lambda i: versions[i]):
+        index.delete(space, list(ids), up_to_version=version)
+
+
+def find_average(session: Session, dataset_id: uuid.UUID) -> float | None:
+    """Terms per text that the dataset's BM25 weights assume; None: no documents, or it is gone."""
+    return session.scalar(select(Dataset.average_length).where(Dataset.id == dataset_id))
+
+
+def find_leaves(session: Session, ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, Leaf]:
+    """Those of these texts that are there at this moment, acknowledged by the index or not."""
+    return {
+        row[0]: Leaf(*row)
+        for part in _parts(ids)
+        for statement, key in (_segments(), _children())
+        for row in session.execute(statement.where(key.in_(part)))
+    }
+
+
+def unknown_ids(session: Session, ids: Sequence[uuid.UUID]) -> set[uuid.UUID]:
+    """Those of these ids that no text has, at this moment."""
+    unknown = set(ids)
+    for part in _parts(ids):
+        for table in (Segment, ChildChunk):
+            unknown -= set(session.scalars(select(table.id).where(table.id.in_(part))))
+    return unknown
+
+
 def indexed_leaves(
-    session: Session,
+    sessions: Sessions,
     *,
     dataset_id: uuid.UUID,
     ids: Sequence[uuid.UUID] | None = None,
@@ -73,55 +144,59 @@ def indexed_leaves(
 ) -> Iterator[list[Leaf]]:
     """Every text of a dataset that the index has acknowledged, in batches, ascending by id.
 
+    Each batch is as the database is when it is asked for.
+
     Args:
         ids: only these.
     """
-    for statement, key in (_segments(dataset_id), _children(dataset_id)):
+    for statement, key in (_segments(), _children()):
+        table = key.class_
+        wanted = statement.where(table.dataset_id == dataset_id, _acknowledged(table))
         if ids is not None:
-            statement = statement.where(key.in_(ids))
+            wanted = wanted.where(key.in_(ids))
         after: uuid.UUID | None = None
         while True:
-            page = statement if after is None else statement.where(key > after)
-            rows = session.execute(page.order_by(key).limit(batch)).all()
+            page = wanted if after is None else wanted.where(key > after)
+            with reading(sessions) as session:
+                rows = session.execute(page.order_by(key).limit(batch)).all()
             if not rows:
                 break
             yield [Leaf(*row) for row in rows]
             after = rows[-1][0]
 
 
-def _segments(dataset_id: uuid.UUID) -> tuple[Any, Any]:
+def _segments() -> tuple[Any, Any]:
     statement = (
         select(
             Segment.id,
             Segment.id,
             Segment.document_id,
-            Document.version,
+            func.coalesce(Segment.staged_version, Document.version),
             Segment.content,
             Segment.text_hash,
         )
         .join(Document, Document.id == Segment.document_id)
-        .where(Segment.dataset_id == dataset_id, Segment.has_children.is_(False))
-        .where(_acknowledged(Segment))
+        .where(Segment.has_children.is_(False))
     )
     return statement, Segment.id
 
 
-def _children(dataset_id: uuid.UUID) -> tuple[Any, Any]:
-    statement = (
-        select(
-            ChildChunk.id,
-            ChildChunk.segment_id,
-            ChildChunk.document_id,
-            Document.version,
-            ChildChunk.content,
-            ChildChunk.text_hash,
-        )
-        .join(Document, Document.id == ChildChunk.document_id)
-        .where(ChildChunk.dataset_id == dataset_id)
-        .where(_acknowledged(ChildChunk))
-    )
+def _children() -> tuple[Any, Any]:
+    statement = select(
+        ChildChunk.id,
+        ChildChunk.segment_id,
+        ChildChunk.document_id,
+        func.coalesce(ChildChunk.staged_version, Document.version),
+        ChildChunk.content,
+        ChildChunk.text_hash,
+    ).join(Document, Document.id == ChildChunk.document_id)
     return statement, ChildChunk.id
 
 
 def _acknowledged(table: type[Segment] | type[ChildChunk]) -> Any:
     return or_(table.live, table.indexed_at.is_not(None))
+
+
+def _parts(ids: Sequence[uuid.UUID]) -> Iterable[Sequence[uuid.UUID]]:
+    for at in range(0, len(ids), _ROWS):
+        yield ids[at : at + _ROWS]

@@ -5,19 +5,20 @@ from __future__ import annotations
 import logging
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from typing import Any
 
-from sqlalchemy import select, update
+from sqlalchemy import func, select, update
+from sqlalchemy.orm import Session
 
 from kb.db import now, reading, transaction
 from kb.errors import KBError, NotFound, Unavailable
 from kb.ingestion.claims import Claim, LeaseLost, release
 from kb.ingestion.embedding_cache import embed_cached
-from kb.ingestion.sink import DocumentSink, is_staged
+from kb.ingestion.sink import DocumentSink
 from kb.models import (
     ChildChunk,
     Dataset,
@@ -34,7 +35,7 @@ from kb.ports import Space
 from kb.process_rules import AUTOMATIC_RULES, graph_for
 from kb.resources import Resources, space_of
 from pipelines.definitions import definition
-from pipelines.engine import EventKind, RunEvent, run
+from pipelines.engine import EventKind, NodeTiming, RunEvent, run
 from pipelines.errors import Cancelled, NodeError, PipelineError, TransientError
 from pipelines.graph import Graph
 from pipelines.node import RunContext
@@ -53,6 +54,7 @@ _DONE_COLUMN = {
     "clean": "cleaning_completed_at",
     "chunk": "splitting_completed_at",
 }
+CRASHED = "crashed_repeatedly"
 _SHOW_AFTER_S = 0.5
 """A stage shorter than this is not worth a commit of its own; its time is still recorded."""
 
@@ -66,7 +68,6 @@ class Work:
     space: Space
     technique: IndexingTechnique
     actor: uuid.UUID
-    staged: bool
     name: str
 
 
@@ -76,10 +77,10 @@ def ingest(claim: Claim, resources: Resources, *, stopped: Callable[[], bool]) -
     The outcome is recorded on the document; only a lost lease leaves it to its new owner.
     """
     recorder = _Recorder(claim, resources)
+    sink: DocumentSink | None = None
     try:
         _refuse_poison(claim, resources.settings.ingestion.max_crashes)
         work = _load(claim, resources)
-        recorder.started(resumed=work.staged)
         sink = _sink(claim, resources, work, stopped)
         ctx = RunContext(
             embedder=_CachedEmbedder(resources, work.space) if work.space.dim else None,
@@ -88,19 +89,24 @@ def ingest(claim: Claim, resources: Resources, *, stopped: Callable[[], bool]) -
             cancelled=stopped,
         )
         on_event = partial(recorder.event, sink)
-        if work.staged:
+        if claim.staged:
             value, start = _staged_chunks(claim, resources), _after_chunking(work.graph)
             result = run(work.graph, value, ctx, start=start, on_event=on_event)
         else:
-            blob = Blob(resources.blobs.get(work.blob.blob_key), work.name, work.blob.media_type)
+            blob = Blob(
+                resources.blobs.get(work.blob.blob_key),
+                work.name,
+                work.blob.media_type,
+                is_text=work.blob.is_text,
+            )
             result = run(work.graph, blob, ctx, on_event=on_event)
-        sink.switch()
-        recorder.finished("succeeded", result.timings)
+        sink.switch(partial(recorder.succeeded, result.timings))
     except (LeaseLost, Cancelled) as exc:
-        release(resources.sessions, claim)
-        recorder.finished("stopped", (), exc)
+        recorder.handed_back(exc)
     except Exception as exc:  # noqa: BLE001 - the one place that records any failure
         recorder.failed(_cause(exc))
+    if sink is not None and recorder.lost:
+        sink.take_back()
 
 
 def _cause(exc: Exception) -> Exception:
@@ -121,7 +127,7 @@ def _refuse_poison(claim: Claim, max_crashes: int) -> None:
         raise PipelineError(
             f"given up after {claim.attempt - 1} attempts during which the process ended while it "
             "read this document; look at the file, then retry it",
-            code="crashed_repeatedly",
+            code=CRASHED,
         )
 
 
@@ -146,7 +152,6 @@ def _load(claim: Claim, resources: Resources) -> Work:
         space, technique = space_of(dataset), dataset.indexing_technique
         assert space is not None
         assert technique is not None
-        staged = is_staged(session, claim)
     resources.index.ensure_space(space)
     choice = graph_for(
         document.doc_form,
@@ -156,7 +161,7 @@ def _load(claim: Claim, resources: Resources) -> Work:
         max_chunk_chars=resources.settings.limits.chunk_chars,
     )
     graph = Graph.from_yaml(definition(choice.definition), choice.parameters)
-    return Work(upload, graph, space, technique, document.created_by, staged, upload.name)
+    return Work(upload, graph, space, technique, document.created_by, upload.name)
 
 
 def _sink(
@@ -171,6 +176,7 @@ def _sink(
         space=work.space,
         actor=work.actor,
         batch_segments=resources.settings.ingestion.batch_segments,
+        keep_replaced_s=resources.settings.ingestion.keep_replaced_s,
         cancelled=stopped,
         count_tokens=embedder.count_tokens if embedder else None,
     )
@@ -222,32 +228,19 @@ def _staged_chunks(claim: Claim, resources: Resources) -> Chunked:
 
 
 class _Recorder:
-    """Writes what happens to a document while it is in work, and the outcome."""
+    """Writes what happens to a document while it is in work, and the outcome.
+
+    Attributes:
+        lost: another worker has the document, or it is gone.
+    """
 
     def __init__(self, claim: Claim, resources: Resources) -> None:
         self._claim = claim
-        self._resources = resources
         self._sessions = resources.sessions
-        self._run_id = uuid.uuid4()
-        self._stage = IndexingStatus.PARSING
+        self._settings = resources.settings.ingestion
+        self._stage = IndexingStatus.INDEXING if claim.staged else IndexingStatus.PARSING
         self._shown_at = time.monotonic()
-
-    def started(self, *, resumed: bool) -> None:
-        self._stage = IndexingStatus.INDEXING if resumed else IndexingStatus.PARSING
-        values: dict[str, Any] = {"indexing_status": self._stage}
-        if not resumed:
-            values |= {"processing_started_at": now(), **dict.fromkeys(_DONE_COLUMN.values())}
-        with transaction(self._sessions) as session:
-            self._claim.update(session, **values)
-            session.add(
-                PipelineRun(
-                    id=self._run_id,
-                    document_id=self._claim.document_id,
-                    version=self._claim.version,
-                    attempt=self._claim.attempt,
-                    resumed=resumed,
-                )
-            )
+        self.lost = False
 
     def event(self, sink: DocumentSink, event: RunEvent) -> None:
         """Show the stage, and keep the times of those done for the next checkpoint."""
@@ -259,61 +252,112 @@ class _Recorder:
             if role in _STATUS_OF_ROLE and time.monotonic() - self._shown_at > _SHOW_AFTER_S:
                 self._shown_at = time.monotonic()
                 with transaction(self._sessions) as session:
-                    self._claim.update(session, indexing_status=self._stage, **sink.stage_times)
+                    self._claim.move(session, self._stage, **sink.stage_times)
 
-    def finished(self, status: str, timings: Any, exc: Exception | None = None) -> None:
+    def succeeded(self, timings: Sequence[NodeTiming], session: Session) -> None:
+        """The version is live with this transaction."""
+        nodes = [
+            {"node": t.node_id, "kind": t.kind, "seconds": round(t.seconds, 6)} for t in timings
+        ]
+        self._end_run(session, "succeeded", nodes=nodes)
+
+    def handed_back(self, exc: PipelineError) -> None:
+        """The worker was told to stop, or has lost the document."""
+        self.lost = isinstance(exc, LeaseLost)
         with transaction(self._sessions) as session:
-            session.execute(
-                update(PipelineRun)
-                .where(PipelineRun.id == self._run_id)
-                .values(
-                    status=status,
-                    finished_at=now(),
-                    error=str(exc) if exc else None,
-                    error_code=getattr(exc, "code", None),
-                    nodes=[
-                        {"node": t.node_id, "kind": t.kind, "seconds": round(t.seconds, 6)}
-                        for t in timings
-                    ],
-                )
-            )
+            release(session, self._claim)
+            self._end_run(session, "stopped", exc)
 
     def failed(self, exc: Exception) -> None:
         """Record the failure: a transient one is tried again with growing waits, then given up."""
-        ingestion = self._resources.settings.ingestion
-        again = _is_transient(exc) and self._claim.attempt < ingestion.max_attempts
-        values: dict[str, Any] = {
-            "error": _reason(exc),
-            "error_code": getattr(exc, "code", "unexpected_error"),
-            "error_stage": str(self._stage),
-            "lease_owner": None,
-            "lease_expires_at": None,
-        }
-        if again:
-            wait = min(
-                ingestion.retry_max_s, ingestion.retry_base_s * 2 ** (self._claim.attempt - 1)
-            )
-            wait = max(wait, getattr(exc, "retry_after_s", None) or 0.0)
-            values |= {
-                "indexing_status": IndexingStatus.WAITING,
-                "next_attempt_at": now() + timedelta(seconds=wait),
-                "attempts": self._claim.attempt,
-            }
-        else:
-            values |= {"indexing_status": IndexingStatus.ERROR, "stopped_at": now()}
         unexpected = not isinstance(exc, PipelineError | KBError)
         log.warning(
             "document %s: %s",
             self._claim.document_id,
-            values["error"],
+            _reason(exc),
             exc_info=exc if unexpected else None,
         )
         try:
             with transaction(self._sessions) as session:
-                self._claim.update(session, **values)
-        except LeaseLost:
+                self._fail(session, exc)
+                self._end_run(session, "failed", exc)
+        except LeaseLost as lost:
             log.info("document %s was taken over meanwhile", self._claim.document_id)
-        self.finished("failed", (), exc)
+            self.handed_back(lost)
+
+    def _fail(self, session: Session, exc: Exception) -> None:
+        crashed = getattr(exc, "code", None) == CRASHED
+        values: dict[str, Any] = {
+            "error": _reason(exc),
+            "error_code": getattr(exc, "code", "unexpected_error"),
+            "error_stage": str(self._claim.found if crashed else self._stage),
+            "lease_owner": None,
+            "lease_expires_at": None,
+        }
+        failures = 1 + _failures_before(session, self._claim)
+        if not _is_transient(exc) or failures >= self._settings.max_attempts:
+            self._claim.move(session, IndexingStatus.ERROR, stopped_at=now(), **values)
+            return
+        wait = min(self._settings.retry_max_s, self._settings.retry_base_s * 2.0 ** (failures - 1))
+        wait = max(wait, getattr(exc, "retry_after_s", None) or 0.0)
+        self._claim.move(
+            session,
+            IndexingStatus.WAITING,
+            # It ended with an outcome, so earlier claims without one were not its doing.
+            attempts=failures,
+            next_attempt_at=now() + timedelta(seconds=wait),
+            **values,
+        )
+
+    def _end_run(
+        self,
+        session: Session,
+        status: str,
+        exc: Exception | None = None,
+        nodes: list[dict[str, Any]] | None = None,
+    ) -> None:
+        session.execute(
+            update(PipelineRun)
+            .where(PipelineRun.id == self._claim.run_id)
+            .values(
+                status=status,
+                finished_at=now(),
+                error=str(exc) if exc else None,
+                error_code=getattr(exc, "code", None),
+                nodes=nodes or [],
+            )
+        )
+
+
+def _failures_before(session: Session, claim: Claim) -> int:
+    """Runs that failed since the version was queued or last got further."""
+    staged = (Segment.document_id == claim.document_id, Segment.staged_version == claim.version)
+    moments = (
+        select(Document.queued_at).where(Document.id == claim.document_id),
+        select(DocumentVersion.staged_at).where(
+            DocumentVersion.document_id == claim.document_id,
+            DocumentVersion.number == claim.version,
+        ),
+        select(func.max(Segment.indexed_at)).where(*staged),
+        select(func.max(ChildChunk.indexed_at)).where(
+            ChildChunk.document_id == claim.document_id,
+            ChildChunk.staged_version == claim.version,
+        ),
+    )
+    known = [at for moment in moments if (at := session.scalar(moment)) is not None]
+    return (
+        session.scalar(
+            select(func.count())
+            .select_from(PipelineRun)
+            .where(
+                PipelineRun.document_id == claim.document_id,
+                PipelineRun.version == claim.version,
+                PipelineRun.status == "failed",
+                PipelineRun.finished_at >= max(known),
+            )
+        )
+        or 0
+    )
 
 
 def _reason(exc: Exception) -> str:

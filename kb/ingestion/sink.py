@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import uuid
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from sqlalchemy import delete, func, insert, or_, select, update
+from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
-from kb.db import Sessions, now, reading, transaction
+from kb.db import Sessions, after_commit, now, reading, transaction
 from kb.ingestion.claims import Claim, LeaseLost
-from kb.ingestion.embedding_cache import text_hash
-from kb.ingestion.points import Embed, Leaf, write_leaves
+from kb.ingestion.points import Embed, Leaf, find_average, write_leaves
+from kb.ingestion.staging import (
+    Rows,
+    Table,
+    drop_other_stagings,
+    rows_of,
+    switch_rows,
+    upsert_staged,
+)
 from kb.jobs import enqueue
 from kb.models import (
     ChildChunk,
@@ -27,11 +32,10 @@ from kb.models import (
     SegmentStatus,
 )
 from kb.ports import BlobStore, SegmentIndex, Space
-from kb.retrieval.analysis import analyse
-from pipelines.types import ChildChunk as Child
-from pipelines.types import Chunk, Chunked, Origin
+from pipelines.errors import Cancelled, PipelineError
+from pipelines.types import Chunked
 
-_ROWS = 500  # rows per INSERT and ids per IN
+_ROWS = 500  # ids per job
 
 
 class DocumentSink:
@@ -39,6 +43,11 @@ class DocumentSink:
 
     `store` may be called again after any crash: segments are staged once per version, and only
     points that the index has not acknowledged are embedded and written.
+
+    Args:
+        batch_segments: texts embedded, indexed and marked as done at a time, > 0.
+        keep_replaced_s: how long the points of replaced text outlive the switch.
+        count_tokens: of the embedding model; None without one.
     """
 
     def __init__(
@@ -51,6 +60,7 @@ class DocumentSink:
         space: Space,
         actor: uuid.UUID,
         batch_segments: int,
+        keep_replaced_s: float,
         cancelled: Callable[[], bool],
         count_tokens: Callable[[Sequence[str]], list[int]] | None,
     ) -> None:
@@ -61,15 +71,21 @@ class DocumentSink:
         self._space = space
         self._actor = actor
         self._batch = batch_segments
+        self._keep_replaced_s = keep_replaced_s
         self._cancelled = cancelled
         self._count_tokens = count_tokens
+        self._staged = claim.staged
+        self._embed: Embed | None = None
+        self._written: tuple[list[uuid.UUID], float] = ([], 0.0)
+        """Points that SQL does not know as written yet, and the average length they assume."""
         self.stage_times: dict[str, Any] = {}
         """Document columns (times of the stages done) to write with the next checkpoint."""
 
     def store(self, chunked: Chunked, embed: Embed | None) -> tuple[int, int]:
         """See `pipelines.ports.ChunkSink`; (segments, points) of the staged version."""
+        self._embed = embed
         self.stage(chunked)
-        self.index_pending(embed)
+        self.index_pending()
         return self._counts()
 
     # --- stage ---------------------------------------------------------------------------
@@ -79,223 +95,198 @@ class DocumentSink:
 
         A chunk whose text did not change has the id it had: its row, its point, its hit count
         stay. Rows that are live now keep answering as they are until the switch.
+
+        Raises:
+            LeaseLost: another worker has the document; nothing is left of this one's text.
         """
-        if self._is_staged():
+        if self._staged:
             return
-        key = f"texts/{self._claim.document_id}/{self._claim.version}"
+        rows = rows_of(chunked.chunks, self._claim, self._actor, self._count_tokens)
+        text_key = None
         if chunked.source_text:
-            self._blobs.put(key, chunked.source_text.encode("utf-8", "surrogatepass"))
-        segments, children = self._rows(chunked.chunks)
+            text_key = f"texts/{self._claim.document_id}/{self._claim.version}"
+            self._blobs.put(text_key, chunked.source_text.encode("utf-8", "surrogatepass"))
+        try:
+            with transaction(self._sessions) as session:
+                self._claim.move(
+                    session,
+                    IndexingStatus.INDEXING,
+                    attempts=0,  # progress: what crashes from here on is not the file's doing
+                    **self.stage_times,
+                )
+                self._stage_rows(session, rows)
+                session.execute(
+                    self._version_update().values(
+                        staged_at=now(), text_key=text_key, warnings=list(chunked.warnings)
+                    )
+                )
+        except LeaseLost:
+            self._drop_text(text_key)
+            raise
+        self._staged = True
+
+    def _stage_rows(self, session: Session, rows: Rows) -> None:
+        version = self._claim.version
+        if version > 1:
+            removed = drop_other_stagings(session, self._claim)
+            self._delete_points(session, removed, wait_s=0.0)
+        upsert_staged(session, Segment, rows.segments, version)
+        upsert_staged(session, ChildChunk, rows.children, version)
+        # The first document fixes the average length until drift calls for a rebuild.
+        session.execute(
+            update(Dataset)
+            .where(Dataset.id == self._claim.dataset_id, Dataset.average_length.is_(None))
+            .values(average_length=rows.average_length())
+            .execution_options(synchronize_session=False)
+        )
+
+    def _drop_text(self, key: str | None) -> None:
+        """The text of a version that is gone or overtaken: no row will ever speak of it."""
+        if key is None:
+            return
         with transaction(self._sessions) as session:
-            self._claim.update(
-                session,
-                indexing_status=IndexingStatus.INDEXING,
-                attempts=0,  # progress: what crashes from here on is not this document's doing
-                **self.stage_times,
+            pending = session.scalar(
+                select(Document.pending_version).where(Document.id == self._claim.document_id)
             )
-            self._drop_other_stagings(session)
-            _upsert_staged(session, Segment, segments, self._claim.version)
-            _upsert_staged(session, ChildChunk, children, self._claim.version)
-            self._set_average_length(session, segments, children)
-            session.execute(
-                update(DocumentVersion)
-                .where(
-                    DocumentVersion.document_id == self._claim.document_id,
-                    DocumentVersion.number == self._claim.version,
-                )
-                .values(
-                    staged_at=now(),
-                    text_key=key if chunked.source_text else None,
-                    warnings=list(chunked.warnings),
-                )
+            known = session.scalar(
+                select(DocumentVersion.id).where(DocumentVersion.text_key == key).limit(1)
             )
-
-    def _is_staged(self) -> bool:
-        with reading(self._sessions) as session:
-            return is_staged(session, self._claim)
-
-    def _rows(self, chunks: Iterable[Chunk]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-        segments: list[dict[str, Any]] = []
-        children: list[dict[str, Any]] = []
-        seen: Counter[str] = Counter()
-        for chunk in chunks:
-            identity = text_hash(
-                chunk.text if chunk.answer is None else f"{chunk.text}\0{chunk.answer}"
-            )
-            segment_id = stable_id(self._claim.document_id, identity, seen)
-            segments.append(self._segment_row(segment_id, chunk))
-            seen_children: Counter[str] = Counter()
-            for position, child in enumerate(chunk.children, start=1):
-                digest = text_hash(child.text)
-                child_id = stable_id(segment_id, digest, seen_children)
-                children.append(self._child_row(child_id, segment_id, position, child, digest))
-        if self._count_tokens is not None:
-            counts = self._count_tokens([row["content"] for row in segments])
-            for row, tokens in zip(segments, counts, strict=True):
-                row["tokens"] = tokens
-        return segments, children
-
-    def _common(self) -> dict[str, Any]:
-        at = now()
-        return {
-            "dataset_id": self._claim.dataset_id,
-            "document_id": self._claim.document_id,
-            "live": False,
-            "staged_version": self._claim.version,
-            "created_by": self._actor,
-            "created_at": at,
-            "updated_at": at,
-        }
-
-    def _segment_row(self, segment_id: uuid.UUID, chunk: Chunk) -> dict[str, Any]:
-        return self._common() | {
-            "id": segment_id,
-            "position": chunk.position,
-            "content": chunk.text,
-            "answer": chunk.answer,
-            "text_hash": text_hash(chunk.text),
-            "word_count": len(chunk.text) + len(chunk.answer or ""),
-            "term_count": len(analyse(chunk.text)),
-            "tokens": 0,
-            "start_offset": chunk.start,
-            "end_offset": chunk.end,
-            "origin": _origin_json(chunk.origin),
-            "has_children": bool(chunk.children),
-            "status": SegmentStatus.WAITING,
-            "enabled": True,
-            "hit_count": 0,
-            "indexing_at": now(),
-        }
-
-    def _child_row(
-        self, child_id: uuid.UUID, segment_id: uuid.UUID, position: int, child: Child, digest: str
-    ) -> dict[str, Any]:
-        return self._common() | {
-            "id": child_id,
-            "segment_id": segment_id,
-            "position": position,
-            "content": child.text,
-            "text_hash": digest,
-            "word_count": len(child.text),
-            "term_count": len(analyse(child.text)),
-            "start_offset": child.start,
-            "end_offset": child.end,
-            "type": "automatic",
-        }
-
-    def _drop_other_stagings(self, session: Session) -> None:
-        """Remove what a version that was overtaken before it went live left behind."""
-        removed: list[uuid.UUID] = []
-        for table in (ChildChunk, Segment):
-            mine = table.document_id == self._claim.document_id
-            session.execute(
-                update(table).where(mine, table.live).values(staged_version=None, staged=None)
-            )
-            stale = (mine, table.live.is_(False), table.staged_version != self._claim.version)
-            removed += session.scalars(select(table.id).where(*stale))
-            session.execute(delete(table).where(*stale))
-        _delete_points(session, self._space, removed, self._claim.version - 1)
-
-    def _set_average_length(
-        self, session: Session, segments: list[dict[str, Any]], children: list[dict[str, Any]]
-    ) -> None:
-        """The first document fixes the dataset's average length until drift calls for a rebuild."""
-        dataset = session.get_one(Dataset, self._claim.dataset_id)
-        if dataset.average_length is None:
-            counts = [row["term_count"] for row in children or segments]
-            dataset.average_length = max(1.0, sum(counts) / max(1, len(counts)))
+            if known is None and pending != self._claim.version:
+                enqueue(session, JobKind.DELETE_BLOBS, keys=[key])
 
     # --- index ---------------------------------------------------------------------------
 
-    def index_pending(self, embed: Embed | None) -> None:
+    def index_pending(self) -> None:
         """Embed and write what the index has not acknowledged, batch by batch.
 
+        The last batch is marked as done together with the switch.
+
         Raises:
-            LeaseLost: another worker has the document; points written last are taken back.
+            LeaseLost: another worker has the document; call `take_back`.
+            Cancelled: the worker was told to stop.
         """
         while batch := self._pending():
             if self._cancelled():
-                raise LeaseLost("this worker was told to stop")
+                raise Cancelled("this worker was told to stop")
+            with reading(self._sessions) as session:
+                average = find_average(session, self._claim.dataset_id)
+            if average is None:
+                raise LeaseLost("the dataset is gone")
+            self._written = [leaf.id for leaf in batch], average
             write_leaves(
                 self._index,
                 self._space,
                 self._claim.dataset_id,
                 batch,
-                embed,
-                average_length=self._average_length(),
+                self._embed,
+                average_length=average,
             )
-            self._acknowledge([p.id for p in batch])
-
-    def _average_length(self) -> float:
-        with reading(self._sessions) as session:
-            average = session.scalar(
-                select(Dataset.average_length).where(Dataset.id == self._claim.dataset_id)
-            )
-        if average is None:
-            raise LeaseLost("the dataset is gone")
-        return average
+            if len(batch) < self._batch:
+                return
+            with transaction(self._sessions) as session:
+                self._claim.update(session, attempts=0)
+                self._acknowledge(session)
 
     def _pending(self) -> list[Leaf]:
         with reading(self._sessions) as session:
             return staged_points(session, self._claim, limit=self._batch)
 
-    def _acknowledge(self, ids: Sequence[uuid.UUID]) -> None:
-        try:
-            with transaction(self._sessions) as session:
-                self._claim.update(session, attempts=0)
-                at = now()
-                for table in (Segment, ChildChunk):
-                    session.execute(update(table).where(table.id.in_(ids)).values(indexed_at=at))
-        except LeaseLost:
-            self._take_back(ids)
-            raise
+    def _acknowledge(self, session: Session) -> None:
+        """Mark what was written as done, unless a rebuild of the weights began meanwhile.
 
-    def _take_back(self, ids: Sequence[uuid.UUID]) -> None:
-        """Delete points that nothing in SQL stands for (the document was deleted meanwhile)."""
-        with reading(self._sessions) as session:
-            kept = set(session.scalars(select(Segment.id).where(Segment.id.in_(ids))))
-            kept |= set(session.scalars(select(ChildChunk.id).where(ChildChunk.id.in_(ids))))
-        gone = [i for i in ids if i not in kept]
-        self._index.delete(self._space, gone, up_to_version=self._claim.version)
+        A rebuild writes what it finds marked; what it cannot have found is written again here.
+        """
+        ids, average = self._written
+        if not ids:
+            return
+        if find_average(session, self._claim.dataset_id) != average:
+            return
+        at = now()
+        for table in (Segment, ChildChunk):
+            session.execute(
+                update(table)
+                .where(table.id.in_(ids))
+                .values(indexed_at=at)
+                .execution_options(synchronize_session=False)
+            )
+        after_commit(session, self._forget_written)
+
+    def _forget_written(self) -> None:
+        self._written = ([], 0.0)
+
+    def take_back(self) -> None:
+        """Have the points settled that were written after the lease was lost.
+
+        A job deletes those that nothing in SQL stands for and writes the others as SQL has them.
+        """
+        ids, _ = self._written
+        if not ids:
+            return
+        with transaction(self._sessions) as session:
+            self._enqueue_delete(
+                session,
+                ids,
+                self._claim.version,
+                dataset_id=str(self._claim.dataset_id),
+            )
+        self._forget_written()
 
     # --- switch --------------------------------------------------------------------------
 
-    def switch(self) -> None:
-        """Make the staged version the live one, in one transaction.
+    def switch(self, also: Callable[[Session], None]) -> None:
+        """Make the staged version the live one, in one transaction, once all of it is indexed.
 
+        Args:
+            also: what belongs into the same transaction.
         Raises:
             LeaseLost: somebody else has the document now; nothing changed.
+            PipelineError: code `nothing_indexed`; the pipeline never stored a chunk.
         """
+        if not self._staged:
+            raise PipelineError(
+                "the pipeline ended without storing anything; end it with an index node",
+                code="nothing_indexed",
+            )
+        while not self._switch_if_indexed(also):
+            self.index_pending()
+
+    def _switch_if_indexed(self, also: Callable[[Session], None]) -> bool:
+        claim = self._claim
         with transaction(self._sessions) as session:
+            # First the lease: from here to the commit nobody else changes the document.
+            claim.update(session, attempts=0)
+            self._acknowledge(session)
+            if staged_points(session, claim, limit=1):
+                return False
             at = now()
-            document = session.get_one(Document, self._claim.document_id)
-            started = document.processing_started_at or at
-            removed = _switch_rows(session, ChildChunk, self._claim)
-            removed += _switch_rows(session, Segment, self._claim)
+            removed = switch_rows(session, ChildChunk, claim)
+            removed += switch_rows(session, Segment, claim)
+            mine = Segment.document_id == claim.document_id
             session.execute(
                 update(Segment)
-                .where(Segment.document_id == self._claim.document_id)
-                .where(Segment.status != SegmentStatus.COMPLETED)
+                .where(mine, Segment.status != SegmentStatus.COMPLETED)
                 .values(
                     status=SegmentStatus.COMPLETED, indexed_at=func.coalesce(Segment.indexed_at, at)
                 )
+                .execution_options(synchronize_session=False)
             )
-            _delete_points(session, self._space, removed, self._claim.version - 1)
+            self._delete_points(session, removed, wait_s=self._keep_replaced_s)
             words, tokens = session.execute(
-                select(func.sum(Segment.word_count), func.sum(Segment.tokens)).where(
-                    Segment.document_id == self._claim.document_id
-                )
+                select(func.sum(Segment.word_count), func.sum(Segment.tokens)).where(mine)
             ).one()
-            self._claim.update(
+            started = session.scalar(
+                select(Document.processing_started_at).where(Document.id == claim.document_id)
+            )
+            claim.move(
                 session,
-                version=self._claim.version,
+                IndexingStatus.COMPLETED,
+                version=claim.version,
                 pending_version=None,
-                indexing_status=IndexingStatus.COMPLETED,
                 word_count=words or 0,
                 tokens=tokens or 0,
                 completed_at=at,
                 updated_at=at,
-                indexing_latency=(at - started).total_seconds(),
+                indexing_latency=(at - (started or at)).total_seconds(),
                 error=None,
                 error_code=None,
                 error_stage=None,
@@ -304,15 +295,45 @@ class DocumentSink:
                 lease_owner=None,
                 lease_expires_at=None,
             )
-            session.execute(
-                update(DocumentVersion)
-                .where(
-                    DocumentVersion.document_id == self._claim.document_id,
-                    DocumentVersion.number == self._claim.version,
-                )
-                .values(live_at=at)
-            )
+            session.execute(self._version_update().values(live_at=at))
             self._watch_drift(session)
+            also(session)
+        return True
+
+    def _version_update(self) -> Any:
+        return (
+            update(DocumentVersion)
+            .where(
+                DocumentVersion.document_id == self._claim.document_id,
+                DocumentVersion.number == self._claim.version,
+            )
+            .execution_options(synchronize_session=False)
+        )
+
+    def _delete_points(self, session: Session, ids: Sequence[uuid.UUID], *, wait_s: float) -> None:
+        """Points of rows that this version removed; one written by it or a later one stays."""
+        self._enqueue_delete(session, ids, self._claim.version - 1, wait_s=wait_s)
+
+    def _enqueue_delete(
+        self,
+        session: Session,
+        ids: Sequence[uuid.UUID],
+        up_to_version: int,
+        *,
+        wait_s: float = 0.0,
+        **payload: Any,
+    ) -> None:
+        for at in range(0, len(ids), _ROWS):
+            enqueue(
+                session,
+                JobKind.DELETE_POINTS,
+                wait_s=wait_s,
+                space=self._space.name,
+                dim=self._space.dim,
+                ids=[str(i) for i in ids[at : at + _ROWS]],
+                up_to_version=up_to_version,
+                **payload,
+            )
 
     def _watch_drift(self, session: Session) -> None:
         """Have the average length checked when the number of documents reaches a power of two.
@@ -329,44 +350,14 @@ class DocumentSink:
             enqueue(session, JobKind.CHECK_DRIFT, dataset_id=str(self._claim.dataset_id))
 
     def _counts(self) -> tuple[int, int]:
-        with reading(self._sessions) as session:
-            segments = session.scalar(
-                select(func.count()).select_from(Segment).where(_in_version(Segment, self._claim))
-            )
-            points = session.scalar(
-                select(func.count())
-                .select_from(Segment)
-                .where(_in_version(Segment, self._claim), Segment.has_children.is_(False))
-            )
-            children = session.scalar(
-                select(func.count())
-                .select_from(ChildChunk)
-                .where(_in_version(ChildChunk, self._claim))
-            )
-        return segments or 0, (points or 0) + (children or 0)
-
-
-def stable_id(parent: uuid.UUID, identity: str, seen: Counter[str]) -> uuid.UUID:
-    """The id of the n-th chunk with this text under `parent`.
-
-    The same text gets the same id in every version and every run, which makes writes repeatable
-    and lets unchanged chunks keep their vectors, hit counts and edits.
-    """
-    seen[identity] += 1
-    return uuid.uuid5(parent, f"{identity}:{seen[identity]}")
-
-
-def is_staged(session: Session, claim: Claim) -> bool:
-    """Whether the claimed version's segments are stored already."""
-    return (
-        session.scalar(
-            select(DocumentVersion.staged_at).where(
-                DocumentVersion.document_id == claim.document_id,
-                DocumentVersion.number == claim.version,
-            )
+        segments, children = (
+            select(func.count()).select_from(table).where(_in_version(table, self._claim))
+            for table in (Segment, ChildChunk)
         )
-        is not None
-    )
+        with reading(self._sessions) as session:
+            every = session.scalar(segments) or 0
+            flat = session.scalar(segments.where(Segment.has_children.is_(False))) or 0
+            return every, flat + (session.scalar(children) or 0)
 
 
 def staged_points(session: Session, claim: Claim, *, limit: int) -> list[Leaf]:
@@ -394,74 +385,5 @@ def staged_points(session: Session, claim: Claim, *, limit: int) -> list[Leaf]:
     ]
 
 
-def _in_version(table: type[Segment] | type[ChildChunk], claim: Claim) -> Any:
+def _in_version(table: Table, claim: Claim) -> Any:
     return (table.document_id == claim.document_id) & (table.staged_version == claim.version)
-
-
-def _origin_json(origin: Origin) -> dict[str, Any] | None:
-    known = {k: v for k, v in asdict(origin).items() if v not in (None, ())}
-    return known or None
-
-
-_APPLIED_AT_SWITCH = {
-    Segment: ("position", "start_offset", "end_offset", "origin"),
-    ChildChunk: ("position", "start_offset", "end_offset"),
-}
-
-
-def _upsert_staged(
-    session: Session,
-    table: type[Segment] | type[ChildChunk],
-    rows: list[dict[str, Any]],
-    version: int,
-) -> None:
-    """Insert new rows; mark rows that are there already as part of `version`."""
-    for at in range(0, len(rows), _ROWS):
-        part = rows[at : at + _ROWS]
-        known = dict(
-            session.execute(
-                select(table.id, table.live).where(table.id.in_([r["id"] for r in part]))
-            ).all()
-        )
-        fresh = [r for r in part if r["id"] not in known]
-        if fresh:
-            session.execute(insert(table), fresh)
-        for row in part:
-            if row["id"] not in known:
-                continue
-            placed = {name: row[name] for name in _APPLIED_AT_SWITCH[table]}
-            values: dict[str, Any] = {"staged_version": version}
-            # A live row answers as it is until the switch; one that is not takes its place now.
-            values |= {"staged": placed} if known[row["id"]] else placed
-            session.execute(update(table).where(table.id == row["id"]).values(**values))
-
-
-def _switch_rows(
-    session: Session, table: type[Segment] | type[ChildChunk], claim: Claim
-) -> list[uuid.UUID]:
-    """Apply the staging to one table; the ids of rows that are not part of the version any more."""
-    mine = table.document_id == claim.document_id
-    out = or_(table.staged_version.is_(None), table.staged_version != claim.version)
-    removed = list(session.scalars(select(table.id).where(mine, out)))
-    session.execute(delete(table).where(mine, out))
-    kept = session.execute(
-        select(table.id, table.staged).where(mine, table.staged.is_not(None))
-    ).all()
-    for row_id, placed in kept:
-        session.execute(update(table).where(table.id == row_id).values(**(placed or {})))
-    session.execute(update(table).where(mine).values(live=True, staged_version=None, staged=None))
-    return removed
-
-
-def _delete_points(
-    session: Session, space: Space, ids: Sequence[uuid.UUID], up_to_version: int
-) -> None:
-    for at in range(0, len(ids), _ROWS):
-        enqueue(
-            session,
-            JobKind.DELETE_POINTS,
-            space=space.name,
-            dim=space.dim,
-            ids=[str(i) for i in ids[at : at + _ROWS]],
-            up_to_version=up_to_version,
-        )
