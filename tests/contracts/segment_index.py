@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from kb.adapters.qdrant_edge import QdrantEdgeIndex
 from kb.ports import Point, Scored, SegmentIndex, Space, Terms
 from pipelines.types import Vector
+from tests.contracts.qdrant_server import open_server_index
 
 DIM = 16
 SPACE = Space("contract", DIM)
@@ -28,6 +29,8 @@ ADAPTERS: dict[str, Callable[[Path], SegmentIndex]] = {
     "qdrant_edge": lambda directory: QdrantEdgeIndex(
         directory, segment_kb=40, min_free_bytes=0, min_free_share=0
     ),
+    "qdrant_server": lambda directory: open_server_index(directory, grpc=False),
+    "qdrant_server_grpc": lambda directory: open_server_index(directory, grpc=True),
 }
 
 
