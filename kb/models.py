@@ -189,6 +189,8 @@ class UploadFile(Base):
     size_bytes: Mapped[int]
     extension: Mapped[str] = mapped_column(String(32))
     media_type: Mapped[str | None] = mapped_column(String(255))
+    is_text: Mapped[bool] = mapped_column(default=False)
+    """Sent as a text, not as a file; kept as UTF-8."""
     sha256: Mapped[str] = mapped_column(String(64))
     blob_key: Mapped[str] = mapped_column(String(255), index=True)
     created_by: Mapped[uuid.UUID]

@@ -23,6 +23,8 @@ class Blob:
     data: bytes
     name: str
     media_type: str | None = None
+    is_text: bool = False
+    """It was handed over as a text (UTF-8 here): it is taken as it is, whatever it looks like."""
 
     @property
     def extension(self) -> str:

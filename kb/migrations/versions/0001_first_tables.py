@@ -142,6 +142,7 @@ def upgrade() -> None:
         sa.Column("size_bytes", sa.Integer(), nullable=False),
         sa.Column("extension", sa.String(length=32), nullable=False),
         sa.Column("media_type", sa.String(length=255), nullable=True),
+        sa.Column("is_text", sa.Boolean(), nullable=False),
         sa.Column("sha256", sa.String(length=64), nullable=False),
         sa.Column("blob_key", sa.String(length=255), nullable=False),
         sa.Column("created_by", sa.Uuid(), nullable=False),

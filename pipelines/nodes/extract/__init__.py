@@ -77,6 +77,8 @@ def identify(blob: Blob) -> str:
     Raises:
         ExtractionError: `empty_file`, `encrypted`, `corrupt` or `unsupported_file_type`.
     """
+    if blob.is_text:
+        return "txt"
     name = blob.name
     if not blob.extension and blob.media_type:
         media_type = blob.media_type.partition(";")[0].strip().lower()
