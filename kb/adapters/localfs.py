@@ -75,6 +75,7 @@ class LocalBlobs:
             try:
                 return path.read_bytes()
             except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as exc:
+                self._check_directory("get")
                 raise NotFound("blob", key) from exc
 
     def exists(self, key: str) -> bool:
@@ -85,6 +86,7 @@ class LocalBlobs:
             try:
                 path.stat()
             except (FileNotFoundError, NotADirectoryError):
+                self._check_directory("exists")
                 return False
             return not path.is_dir()
 
@@ -95,6 +97,7 @@ class LocalBlobs:
             try:
                 path.unlink()
             except (FileNotFoundError, NotADirectoryError):
+                self._check_directory("delete")
                 return
             except OSError:
                 if path.is_dir():  # EISDIR here, EPERM elsewhere
@@ -110,6 +113,7 @@ class LocalBlobs:
         """See `kb.ports.BlobStore`."""
         newest = time.time() - older_than_s if older_than_s > 0 else None
         with _translated("keys"):
+            self._check_directory("keys")
             yield from _walk(self._root, "", prefix, newest)
 
     def close(self) -> None:
@@ -134,6 +138,15 @@ class LocalBlobs:
                 ) from exc
             else:
                 return
+
+    def _check_directory(self, operation: str) -> None:
+        """A disk that is not mounted is not an empty store."""
+        if not self._parts.is_dir():
+            raise StoreUnavailable(
+                _STORE,
+                operation,
+                f"the directory {str(self._root)!r} is gone; is its disk mounted?",
+            )
 
     def _check_space(self, size: int) -> None:
         usage = shutil.disk_usage(self._root)

@@ -73,7 +73,9 @@ class S3Blobs:
             for left in reversed(range(self._options.max_attempts)):
                 answer = self._client.get_object(Bucket=self._bucket, Key=name)
                 try:
-                    with answer["Body"] as body:
+                    # Not the body as a context manager: that gives the raw stream, whose errors
+                    # are urllib3's.
+                    with contextlib.closing(answer["Body"]) as body:
                         return body.read()
                 except (IncompleteReadError, HTTPClientError):
                     if not left:
