@@ -87,8 +87,8 @@ def measure_ingestion(corpus: LabelledSet) -> Json:
     index = PlainIndex(corpus.texts, vectors)
     took_s, cpu_took_s = time.perf_counter() - started, time.process_time() - cpu_before
     found = {
-        query_id: [corpus.ids[i] for i in index.vector(embedder.embed([query])[0])]
-        for query_id, query in zip(corpus.query_ids, corpus.queries, strict=True)
+        query_id: [corpus.ids[i] for i in index.vector(query)]
+        for query_id, query in zip(corpus.query_ids, embedder.embed(corpus.queries), strict=True)
     }
     return {
         "seconds": round(took_s, 3),
@@ -160,8 +160,8 @@ def _timed(answer: Callable[[Any], object], questions: Sequence[Any]) -> Json:
 
 def _quality(index: PlainIndex, embedder: PlainEmbedder, corpus: LabelledSet) -> Json:
     found: dict[str, dict[str, list[str]]] = {"fulltext": {}, "vector": {}, "hybrid": {}}
-    for query_id, query in zip(corpus.query_ids, corpus.queries, strict=True):
-        vector = embedder.embed([query])[0]
+    vectors = embedder.embed(corpus.queries)
+    for query_id, query, vector in zip(corpus.query_ids, corpus.queries, vectors, strict=True):
         for method, numbers in (
             ("fulltext", index.fulltext(query)),
             ("vector", index.vector(vector)),
