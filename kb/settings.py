@@ -18,6 +18,7 @@ class Embedding(BaseModel):
     cache_dir: Path | None = None
     """Keeps the model as exported to ONNX; None: `models` in the data directory."""
     threads: int = Field(default_factory=lambda: os.cpu_count() or 1, gt=0)
+    """Mini-batches that are embedded at once; by default one for each core."""
     batch_size: int = Field(default=8, gt=0, le=1024)
     """Texts of similar length that are embedded together by one thread."""
     niceness: int = Field(default=10, ge=0, le=19)
@@ -34,6 +35,7 @@ class Database(BaseModel):
     pool_timeout_s: float = Field(default=30.0, gt=0)
     """How long work waits for a free connection."""
     connect_timeout_s: float = Field(default=10.0, gt=0)
+    """How long a new connection may take."""
     lock_timeout_s: float = Field(default=30.0, gt=0)
     """How long a statement waits for a row that another transaction changes."""
 
@@ -46,9 +48,11 @@ class Qdrant(BaseModel):
     url: str | None = Field(default=None, pattern=r"^https?://[^\s/]")
     """`http://HOST:6333`; None: the index is kept in the data directory, by this process."""
     api_key: SecretStr | None = None
+    """Of the Qdrant server, if it asks for one."""
     prefer_grpc: bool = True
     """Speak gRPC where the server offers it, REST otherwise."""
     grpc_port: int = Field(default=6334, gt=0, le=65535)
+    """Of the same host."""
     timeout_s: int = Field(default=30, gt=0, le=3600)
     """Of one attempt at a call."""
     retries: int = Field(default=4, ge=0, le=20)
@@ -105,9 +109,11 @@ class Blobs(BaseModel):
     access_key_id: SecretStr | None = None
     """None: as the AWS SDK finds it (environment, profile, role of the machine)."""
     secret_access_key: SecretStr | None = None
+    """Belongs to `access_key_id`."""
     path_style: bool = False
     """`HOST/BUCKET/KEY` instead of `BUCKET.HOST/KEY`; most self-hosted stores want it."""
     connect_timeout_s: float = Field(default=5.0, gt=0)
+    """How long a new connection may take."""
     read_timeout_s: float = Field(default=60.0, gt=0)
     """Longest silence of the store within one attempt."""
     max_attempts: int = Field(default=4, gt=0, le=20)
@@ -148,6 +154,7 @@ class Ingestion(BaseModel):
     retry_base_s: float = Field(default=5.0, ge=0)
     """Wait before the second attempt; doubles with each further one."""
     retry_max_s: float = Field(default=600.0, ge=0)
+    """Longest wait between two attempts."""
     batch_segments: int = Field(default=128, gt=0, le=4096)
     """Segments embedded, indexed and marked as done at a time."""
     keep_replaced_s: float = Field(default=5.0, ge=0)
@@ -170,13 +177,19 @@ class Limits(BaseModel):
     """Bounds on what callers may ask for."""
 
     file_bytes: int = Field(default=15_000_000, gt=0)
+    """Of an uploaded file."""
     document_name_chars: int = Field(default=200, gt=0)
+    """A longer name is cut; its ending stays."""
     text_chars: int = Field(default=20_000_000, gt=0)
+    """Of a text that is sent as a text."""
     body_bytes: int = Field(default=100_000_000, gt=0)
     """Of a JSON body; a text of `text_chars` fits when it is sent as UTF-8."""
     query_chars: int = Field(default=250, gt=0)
+    """Of a question."""
     top_k: int = Field(default=100, gt=0)
+    """Results of one query."""
     page_rows: int = Field(default=100, gt=0)
+    """Rows on one page of a listing."""
     chunk_chars: int = Field(default=4000, ge=50)
     """Upper bound of `max_tokens` in a process rule."""
     min_free_bytes: int = Field(default=256_000_000, ge=0)
@@ -197,14 +210,18 @@ class Settings(BaseSettings):
         frozen=True,
     )
     data_dir: Path = Path("kb-data")
+    """Database, index, files and exported models, as far as no server keeps them."""
     database_url: str | None = Field(default=None, repr=False)
     """`postgresql://USER:PASSWORD@HOST:PORT/NAME`; None: SQLite in the data directory."""
     database: Database = Database()
     api_key: SecretStr | None = None
     """Accepted as the workspace's key; None: the first start makes one and prints it once."""
     host: str = "127.0.0.1"
+    """Address that the API listens on; 0.0.0.0 is every one of this machine."""
     port: int = Field(default=8000, ge=0, le=65535)
+    """Port that the API listens on; 0 takes a free one."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """Least severe kind of line that is logged."""
     shutdown_s: float = Field(default=20.0, gt=0)
     """How long a stop waits for requests and batches in work."""
     qdrant: Qdrant = Qdrant()
