@@ -6,7 +6,8 @@ import logging
 import random
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 from qdrant_client import QdrantClient
@@ -32,6 +33,8 @@ FEATURES: dict[str, Version] = {
 """What we use, and the server version that brought it."""
 
 MINIMUM_VERSION = max(FEATURES.values())
+
+_CLOSE_WAIT_S = 5.0  # for calls under way, so that they end with their answer
 
 log = logging.getLogger("kb.qdrant")
 
@@ -62,6 +65,8 @@ class Server:
         self._client: QdrantClient | None = None
         self._connecting = threading.Lock()
         self._closing = threading.Event()
+        self._sending = 0
+        self._sent = threading.Condition()
         self.speaks_grpc = False
         """Known after the first call."""
 
@@ -75,9 +80,9 @@ class Server:
         attempt = 0
         while True:
             attempt += 1
-            self.refuse_when_closed(operation)
             try:
-                return send(self._connected())
+                with self._under_way(operation):
+                    return send(self._connected())
             except CLIENT_ERRORS as exc:
                 self.refuse_when_closed(operation, exc)
                 fault = fault_of(exc)
@@ -105,7 +110,9 @@ class Server:
 
     def close(self) -> None:
         """Let go of the connection; repeats safely. Everything after it is refused."""
-        self._closing.set()
+        with self._sent:
+            self._closing.set()
+            self._sent.wait_for(lambda: not self._sending, _CLOSE_WAIT_S)
         with self._connecting:
             client, self._client = self._client, None
         if client is not None:
@@ -115,6 +122,18 @@ class Server:
         """Raise StoreUnavailable after `close`."""
         if self._closing.is_set():
             raise StoreUnavailable(STORE, operation, "the index is closed") from cause
+
+    @contextmanager
+    def _under_way(self, operation: str) -> Iterator[None]:
+        with self._sent:
+            self.refuse_when_closed(operation)
+            self._sending += 1
+        try:
+            yield
+        finally:
+            with self._sent:
+                self._sending -= 1
+                self._sent.notify_all()
 
     def _delay_s(self, fault: Fault, attempt: int) -> float:
         options = self._options

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 from uuid import UUID
@@ -21,7 +22,7 @@ MAX_VERSION = 2**53
 
 _REST_NUMBER_BYTES = 26  # the longest float32 as JSON, with its comma and space
 _GRPC_NUMBER_BYTES = 5  # 4 for a float32, up to 5 for a uint32
-_POINT_BYTES = 500  # ids, names and punctuation, without the text hash
+_POINT_BYTES = 450  # ids, names and punctuation, without the text hash
 
 
 def dataset_filter(dataset_id: UUID, documents: Sequence[UUID] | None = None) -> models.Filter:
@@ -97,7 +98,7 @@ def parcels(
     parcel_bytes = 0
     for i, point in enumerate(points):
         numbers = 2 * len(point.terms) + (rows.shape[1] if rows is not None else 0)
-        size = _POINT_BYTES + 6 * len(point.text_hash) + number * numbers
+        size = _POINT_BYTES + len(json.dumps(point.text_hash)) + number * numbers
         if parcel and (parcel_bytes + size > most_bytes or len(parcel) == most_points):
             yield parcel
             parcel, parcel_bytes = [], 0

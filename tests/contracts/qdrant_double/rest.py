@@ -48,6 +48,7 @@ _ROUTES = [
 ]
 _WRITES = {"index", "upsert", "delete"}
 
+
 class RestServer(ThreadingHTTPServer):
     """One thread per connection; `close` ends them all."""
 
