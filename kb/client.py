@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 from uuid import UUID
 
-import httpx
+import httpx2 as httpx
 
 Json = dict[str, Any]
 Method = Literal["hybrid", "vector", "fulltext"]

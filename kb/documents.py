@@ -11,7 +11,7 @@ from enum import StrEnum
 from hashlib import sha256
 from pathlib import PurePosixPath
 
-from sqlalchemy import ColumnElement, and_, exists, func, select, update
+from sqlalchemy import ColumnElement, and_, exists, func, select
 from sqlalchemy.orm import Session
 
 from kb.datasets import latest_rule, set_retrieval_model, set_technique
@@ -485,13 +485,6 @@ def delete_document(session: Session, dataset: Dataset, document: Document) -> N
             dataset_id=str(dataset.id),
             document_id=str(document.id),
         )
-
-
-def count_hits(session: Session, segment_ids: Sequence[uuid.UUID]) -> None:
-    """Add one hit to each segment."""
-    session.execute(
-        update(Segment).where(Segment.id.in_(segment_ids)).values(hit_count=Segment.hit_count + 1)
-    )
 
 
 def _new_batch() -> str:

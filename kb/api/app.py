@@ -22,6 +22,7 @@ from starlette.routing import Match, Route
 from kb.api import datasets, documents, retrieval, segments, system
 from kb.api.manual import write_manual
 from kb.errors import KBError, Unavailable
+from kb.query_log import QueryLog
 from kb.resources import Resources
 from kb.runner import Runner
 
@@ -43,14 +44,14 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        app.state.query_log = QueryLog(resources.sessions)
         if runner is not None:
             await run_in_threadpool(runner.start)
-        yield
-        app.state.stopping = True
-        if runner is not None:
-            ended = await run_in_threadpool(runner.stop, timeout_s=resources.settings.shutdown_s)
-            if not ended:
-                log.warning("a document is still in work; it goes on at the next start")
+        try:
+            yield
+        finally:  # whatever ended the process's work: nothing may be left running
+            app.state.stopping = True
+            await run_in_threadpool(_stop, app, resources, runner)
 
     app = FastAPI(
         title="kb",
@@ -72,6 +73,12 @@ def create_app(
     app.add_exception_handler(Exception, _unexpected)
     write_manual(app)
     return app
+
+
+def _stop(app: FastAPI, resources: Resources, runner: Runner | None) -> None:
+    app.state.query_log.close()
+    if runner is not None and not runner.stop(timeout_s=resources.settings.shutdown_s):
+        log.warning("a document is still in work; it goes on at the next start")
 
 
 def error_body(

@@ -38,6 +38,7 @@ from kb.errors import (
     Unprocessable,
 )
 from kb.models import ApiKey, Dataset, Document
+from kb.query_log import QueryLog
 from kb.resources import Resources
 from kb.runner import Runner
 
@@ -69,6 +70,15 @@ RunnerDep = Annotated[Runner | None, Depends(get_runner)]
 
 
 # --- who calls ---------------------------------------------------------------------------------
+
+
+def get_query_log(request: Request) -> QueryLog:
+    """The history of what was asked."""
+    history: QueryLog = request.app.state.query_log
+    return history
+
+
+QueryLogDep = Annotated[QueryLog, Depends(get_query_log)]
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter, BackgroundTasks, Request
+from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 
 from kb.api import shapes
@@ -12,6 +12,7 @@ from kb.api.deps import (
     CallerDep,
     DatasetDep,
     JsonBody,
+    QueryLogDep,
     ReadSessionDep,
     ResourcesDep,
     bearer_token,
@@ -20,14 +21,13 @@ from kb.api.deps import (
     get_resources,
     parse,
 )
-from kb.db import reading, transaction
-from kb.documents import count_hits
+from kb.db import reading
 from kb.errors import InvalidParam, KBError, NotFound, ProviderNotInitialized, Unauthorized
-from kb.models import Dataset, DatasetQuery
+from kb.query_log import QueryLog
 from kb.resources import Resources
 from kb.retrieval.fusion import Weights
 from kb.retrieval.service import retrieve
-from kb.retrieval.types import RetrievalSettings, Retrieved, SearchMethod
+from kb.retrieval.types import RetrievalSettings, SearchMethod
 from kb.schemas import ExternalRetrieval, HitTesting, MetadataFilter, RetrievalModelIn
 from kb.settings import Settings
 
@@ -44,7 +44,7 @@ def retrieve_segments(
     dataset: DatasetDep,
     session: ReadSessionDep,
     resources: ResourcesDep,
-    background: BackgroundTasks,
+    history: QueryLogDep,
 ) -> dict[str, Any]:
     """Find the segments that answer `query`; `retrieval_model` overrides the dataset's settings.
 
@@ -58,7 +58,7 @@ def retrieve_segments(
     found = retrieve(
         session, query, [dataset], search_settings(model, resources.settings), resources
     )
-    background.add_task(_remember_query, resources, dataset, query, "hit_testing", None)
+    history.add(dataset.id, query, source="hit_testing", actor=resources.owner_id)
     explain = request.query_params.get("explain", "").lower() in ("1", "true", "yes")
     answer: dict[str, Any] = {
         "query": {"content": asked.query},
@@ -145,34 +145,11 @@ def refuse_filter(asked: MetadataFilter | None) -> None:
         )
 
 
-def _remember_query(
-    resources: Resources,
-    dataset: Dataset,
-    query: str,
-    source: str,
-    found: Retrieved | None,
-) -> None:
-    """Log the query and, for answers that were used, count the hits; after the answer is sent."""
-    with transaction(resources.sessions) as session:
-        if session.get(Dataset, dataset.id) is None:
-            return
-        session.add(
-            DatasetQuery(
-                dataset_id=dataset.id,
-                content=query,
-                source=source,
-                created_by=resources.owner_id,
-            )
-        )
-        if found is not None and found.hits:
-            count_hits(session, [hit.segment.id for hit in found.hits])
-
-
 @router.post("/retrieval")
 @router.post("//retrieval", include_in_schema=False)
 @router.post("/v1/retrieval", include_in_schema=False)
 def external_retrieval(
-    body: JsonBody, request: Request, background: BackgroundTasks
+    body: JsonBody, request: Request, history: QueryLogDep
 ) -> JSONResponse:
     """The external-knowledge contract: `knowledge_id` is a dataset id.
 
@@ -192,7 +169,7 @@ def external_retrieval(
         asked = parse(ExternalRetrieval, body or {})
         if not asked.knowledge_id or not asked.query.strip():
             return JSONResponse({"records": []})
-        return _answer_external(asked, caller, resources, background)
+        return _answer_external(asked, caller, resources, history)
     except NotFound:
         return _external_error(404, 2001, f"no knowledge base {asked.knowledge_id!r}")
     except KBError as exc:
@@ -203,7 +180,7 @@ def _answer_external(
     asked: ExternalRetrieval,
     caller: CallerDep,
     resources: Resources,
-    background: BackgroundTasks,
+    history: QueryLog,
 ) -> JSONResponse:
     setting = asked.retrieval_setting
     refuse_filter(asked.metadata_condition)
@@ -221,8 +198,14 @@ def _answer_external(
             session, query, [dataset], search_settings(model, resources.settings), resources
         )
         records = [shapes.external_record(hit) for hit in found.hits]
-    background.add_task(_remember_query, resources, dataset, query, "external", found)
-    return JSONResponse({"records": records}, background=background)
+    history.add(
+        dataset.id,
+        query,
+        source="external",
+        actor=resources.owner_id,
+        used=[hit.segment.id for hit in found.hits],
+    )
+    return JSONResponse({"records": records})
 
 
 def _external_error(status: int, code: int, message: str) -> JSONResponse:

@@ -14,7 +14,7 @@ from kb.cli.options import CliError, Target
 from kb.errors import KBError
 
 if TYPE_CHECKING:
-    import httpx
+    import httpx2 as httpx
     from anyio.from_thread import BlockingPortal
     from starlette.types import ASGIApp
 
@@ -147,7 +147,7 @@ def _in_process(target: Target, create: bool) -> Iterator[Client]:
 
 def _transport(app: ASGIApp, portal: BlockingPortal) -> httpx.BaseTransport:
     """Answers requests with an application that runs on the portal's event loop."""
-    import httpx
+    import httpx2 as httpx
 
     inner = httpx.ASGITransport(app, raise_app_exceptions=False)
 
