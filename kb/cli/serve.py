@@ -155,13 +155,18 @@ def _listen(host: str, port: int) -> socket.socket:
     """Raises: CliError: the port is taken, or the address is not this machine's."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host, port), family=family, backlog=2048)
+        listener = socket.create_server((host, port), family=family, backlog=2048)
     except OSError as exc:
         reason = (exc.strerror or str(exc)).partition(" (")[0]
         raise CliError(
             f"cannot listen on {host} port {port}: {reason}; choose another --port (0 takes a "
             "free one) or --host"
         ) from exc
+    # asyncio does this only for sockets that name their protocol, which this one does not; an
+    # answer would wait some 40 ms for the client's delayed acknowledgement. Accepted sockets
+    # inherit it.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listener
 
 
 def _url(host: str, port: int) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import sys
 import threading
 from collections.abc import Iterator
@@ -26,6 +27,7 @@ from kb.cli.naming import document_name, find_sources
 from kb.cli.options import CliError
 from kb.cli.output import count, place, seconds
 from kb.cli.search import best_window, explanation_lines, marked_spans, query_terms
+from kb.cli.serve import _listen
 from kb.client import ApiError, Client, ClientError, Unreachable
 from kb.db import transaction
 from kb.models import ApiKey
@@ -418,3 +420,10 @@ def test_only_the_first_start_makes_a_key(resources: Resources) -> None:
         assert key is not None
         assert add_first_api_key(session, resources.workspace_id) is None
         assert list_hints(session, resources.workspace_id) == [key[:12]]
+
+
+def test_the_server_answers_without_waiting_for_delayed_acknowledgements() -> None:
+    with _listen("127.0.0.1", 0) as listener:
+        address = listener.getsockname()
+        with socket.create_connection(address), listener.accept()[0] as accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) != 0
