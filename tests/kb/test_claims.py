@@ -22,7 +22,7 @@ from tests.kb.ingesting import Killed, Lab, dies, lines, open_lab
 
 
 @pytest.fixture
-def lab(tmp_path: Path) -> Iterator[Lab]:
+def lab(database: str, tmp_path: Path) -> Iterator[Lab]:
     with open_lab(tmp_path) as opened:
         yield opened
 
@@ -285,6 +285,7 @@ def test_a_stop_that_cannot_wait_hands_the_document_back_and_blames_nothing_on_i
     lab.assert_index_is_what_sql_says(dataset)
 
 
+@pytest.mark.usefixtures("database")
 def test_a_worker_survives_a_panic_of_a_native_library_and_its_document_comes_again(
     tmp_path: Path,
 ) -> None:
@@ -317,7 +318,7 @@ def test_concurrent_writers_wait_for_each_other(lab: Lab) -> None:
     def add_one_50_times(_worker: int) -> None:
         for _ in range(50):
             with transaction(sessions) as session:
-                row = session.get_one(Workspace, workspace)
+                row = session.get_one(Workspace, workspace, with_for_update=True)
                 row.name = str(int(row.name) + 1)
 
     at_once(add_one_50_times, 8)  # "database is locked" would come out of here

@@ -23,7 +23,7 @@ from tests.kb.ingesting import PARENTS, Killed, Lab, dies, lines, open_lab
 
 
 @pytest.fixture
-def lab(tmp_path: Path) -> Iterator[Lab]:
+def lab(database: str, tmp_path: Path) -> Iterator[Lab]:
     with open_lab(tmp_path) as opened:
         yield opened
 
@@ -83,6 +83,7 @@ def test_missing_points_are_restored_from_the_cache_without_the_model(
     lab.assert_index_is_what_sql_says(dataset)
 
 
+@pytest.mark.usefixtures("database")
 def test_an_index_that_is_gone_whole_is_rebuilt_from_the_cache(tmp_path: Path) -> None:
     with open_lab(tmp_path / "data") as lab:
         dataset = lab.dataset()
@@ -258,6 +259,7 @@ def test_a_document_in_work_is_no_damage_at_any_batch(lab: Lab, dataset: str, mo
     lab.assert_index_is_what_sql_says(dataset)
 
 
+@pytest.mark.usefixtures("database")
 def test_a_doctor_among_workers_uploads_replacements_and_deletes_finds_and_harms_nothing(
     tmp_path: Path,
 ) -> None:

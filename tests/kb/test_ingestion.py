@@ -21,7 +21,7 @@ from tests.kb.server import add_file
 
 
 @pytest.fixture
-def lab(tmp_path: Path) -> Iterator[Lab]:
+def lab(database: str, tmp_path: Path) -> Iterator[Lab]:
     with open_lab(tmp_path) as opened:
         yield opened
 
@@ -153,6 +153,7 @@ def test_a_rule_that_cannot_cut_fails_with_its_stage(lab: Lab) -> None:
         ("model", lambda: ConnectionResetError("of a kind that nobody foresaw")),
     ],
 )
+@pytest.mark.usefixtures("database")
 def test_a_transient_failure_is_tried_again_after_a_growing_wait(
     tmp_path: Path, part: str, error: Any
 ) -> None:
@@ -239,6 +240,7 @@ def test_crashes_before_it_do_not_make_the_first_failure_the_last(lab: Lab) -> N
     assert lab.document(document).indexing_status is IndexingStatus.COMPLETED
 
 
+@pytest.mark.usefixtures("database")
 def test_a_document_that_kills_its_reader_is_given_up_and_holds_up_no_other(
     tmp_path: Path,
 ) -> None:
@@ -280,6 +282,7 @@ def test_a_document_that_kills_its_reader_is_given_up_and_holds_up_no_other(
         assert lab.document(poison).indexing_status is IndexingStatus.COMPLETED
 
 
+@pytest.mark.usefixtures("database")
 def test_one_that_kills_its_reader_while_it_is_embedded_is_given_up_in_that_stage(
     tmp_path: Path,
 ) -> None:

@@ -21,7 +21,7 @@ from tests.kb.server import add_file
 
 
 @pytest.fixture
-def lab(tmp_path: Path) -> Iterator[Lab]:
+def lab(database: str, tmp_path: Path) -> Iterator[Lab]:
     with open_lab(tmp_path) as opened:
         yield opened
 

@@ -19,7 +19,7 @@ from tests.kb.server import add_file
 
 
 @pytest.fixture
-def lab(tmp_path: Path) -> Iterator[Lab]:
+def lab(database: str, tmp_path: Path) -> Iterator[Lab]:
     with open_lab(tmp_path) as opened:
         yield opened
 
@@ -62,6 +62,7 @@ def test_the_old_text_is_found_until_the_new_version_is_complete_and_then_only_t
     lab.assert_index_is_what_sql_says(dataset)
 
 
+@pytest.mark.usefixtures("database")
 def test_a_search_that_runs_all_the_time_finds_one_version_and_never_none_or_both(
     tmp_path: Path,
 ) -> None:
@@ -97,6 +98,7 @@ def test_a_search_that_runs_all_the_time_finds_one_version_and_never_none_or_bot
         assert len(set(order)) > 1
 
 
+@pytest.mark.usefixtures("database")
 def test_a_query_that_began_before_the_switch_still_finds_the_old_text(tmp_path: Path) -> None:
     with open_lab(tmp_path, keep_replaced_s=60.0) as lab:
         dataset = lab.dataset()
