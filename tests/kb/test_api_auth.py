@@ -33,7 +33,7 @@ ROUTES = [
     for router in ROUTERS
     for route in router.routes
     if isinstance(route, APIRoute)
-    for method in sorted(route.methods)
+    for method in sorted(route.methods or ())
 ]
 KEYED = [(m, p) for m, p in ROUTES if p.startswith("/v1/") and p != "/v1/retrieval"]
 OF_A_DATASET = [(m, p) for m, p in KEYED if "{dataset_id}" in p]
@@ -95,7 +95,7 @@ def bound_key(client: TestClient, dataset_id: str) -> TestClient:
 def test_a_call_without_a_valid_key_is_answered_401_and_told_how_to_send_one(
     anonymous: TestClient, header: str | None
 ) -> None:
-    headers = {} if header is None else {"Authorization": header.encode("latin-1")}
+    headers = {} if header is None else {b"Authorization": header.encode("latin-1")}
     answer = anonymous.get("/v1/datasets", headers=headers)
     assert re.search("Bearer <key>|kb serve", refused(answer, 401, "unauthorized"))
     assert answer.headers["www-authenticate"] == 'Bearer realm="api"'

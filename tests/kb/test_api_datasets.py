@@ -101,7 +101,7 @@ def test_a_new_dataset_has_every_key_of_the_contract_and_its_defaults(client: Te
     assert body["updated_by"] == body["created_by"]
     assert before <= body["created_at"] <= body["updated_at"] <= time.time()
     assert isinstance(body["created_at"], int)
-    expected = {
+    expected: dict[str, Any] = {
         "name": name,
         "description": "",
         "provider": "vendor",

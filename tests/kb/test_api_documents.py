@@ -131,7 +131,7 @@ def test_an_accepted_text_has_every_key_of_the_contract(
     assert set(upload) == keys("id name size extension mime_type created_by created_at")
     assert isinstance(upload["created_at"], float)
     assert (upload["name"], upload["size"], upload["extension"]) == ("guide.txt", 10, "txt")
-    expected = {
+    expected: dict[str, Any] = {
         "name": "guide",
         "position": 1,
         "data_source_type": "upload_file",
@@ -327,9 +327,9 @@ def test_a_file_with_nul_and_surrogates_is_indexed_or_fails_with_a_reason(
 ) -> None:
     dataset = add_dataset(client, fresh_name())
     data = b"The walrus,sleeps\x00 here\n\xed\xa0\x80 Some,more text \x00.\n" * 20
-    rules = {"parent_mode": "full-doc", "pre_processing_rules": []}
+    rules: dict[str, Any] = {"parent_mode": "full-doc", "pre_processing_rules": []}
     rules |= {"subchunk_segmentation": {"separator": "\n", "max_tokens": 100}}
-    settings = {"doc_form": form}
+    settings: dict[str, Any] = {"doc_form": form}
     if form == "hierarchical_model":
         settings |= {"process_rule": {"mode": "hierarchical", "rules": rules}}
     created = add_file(client, dataset, name, data, **settings)
@@ -746,7 +746,7 @@ def test_a_completed_document_has_every_key_of_the_contract(client: TestClient) 
     assert set(row) == DETAIL_KEYS | OUR_DETAIL_KEYS
     upload = row["data_source_info"]["upload_file"]
     assert set(upload) == keys("id name size extension mime_type created_by created_at")
-    expected = {
+    expected: dict[str, Any] = {
         "name": "guide",
         "indexing_status": "completed",
         "display_status": "available",

@@ -97,9 +97,14 @@ def test_an_answer_has_every_key_of_the_contract(
         "doc_type": None,
         "doc_metadata": None,
     }
-    expected = {"child_chunks": [], "tsne_position": None, "files": [], "summary": None}
+    expected: dict[str, Any] = {
+        "child_chunks": [],
+        "tsne_position": None,
+        "files": [],
+        "summary": None,
+    }
     assert {key: first[key] for key in expected} == expected
-    shown = {
+    shown: dict[str, Any] = {
         "content": "A walrus has long tusks.",
         "sign_content": "A walrus has long tusks.",
         "answer": None,

@@ -9,9 +9,10 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -380,7 +381,7 @@ def test_an_upload_without_a_length_is_cut_off_at_the_limit(server: Address) -> 
     assert sent < 20_000_000
 
 
-def at_once(calls: list[Callable[[], Any]]) -> Counter[int]:
+def at_once(calls: Sequence[Callable[[], Any]]) -> Counter[int]:
     """How often each status came back of calls that start together."""
     together = threading.Barrier(len(calls))
 
@@ -410,7 +411,7 @@ def test_a_hundred_writers_at_once_all_succeed_soon(server: Address) -> None:
 def test_two_hundred_readers_at_once_all_succeed(server: Address) -> None:
     dataset = a_dataset(server)
     paths = [f"/v1/datasets/{dataset}", "/v1/datasets", f"/v1/datasets/{dataset}/documents"]
-    calls = [lambda path=path: call(server, "GET", path) for path in paths * 66]
+    calls = [partial(call, server, "GET", path) for path in paths * 66]
     assert at_once(calls) == {200: 198}
 
 

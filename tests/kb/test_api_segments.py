@@ -7,8 +7,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from sqlalchemy import select
 from starlette.testclient import TestClient
 
+from kb.db import transaction
+from kb.models import ChildChunk
 from tests.kb.api import (
     add_dataset,
     add_text,
@@ -18,6 +21,7 @@ from tests.kb.api import (
     indexed_text,
     keys,
     refused,
+    resources_of,
     segments,
     wait,
 )
@@ -30,7 +34,7 @@ KEYS = keys(
 )
 OUR_KEYS = keys("source")
 CHILD_KEYS = keys("id segment_id content position word_count type created_at updated_at")
-PARENTS = {
+PARENTS: dict[str, Any] = {
     "mode": "hierarchical",
     "rules": {
         "pre_processing_rules": [],
@@ -85,7 +89,7 @@ def test_a_segment_has_every_key_of_the_contract(
     assert [row["position"] for row in body["data"]] == [1, 2, 3, 4, 5, 6, 7]
     row = body["data"][5]
     assert set(row) == KEYS | OUR_KEYS
-    expected = {
+    expected: dict[str, Any] = {
         "document_id": birds[1],
         "content": "Größe.",
         "sign_content": "Größe.",
@@ -217,6 +221,22 @@ def test_a_new_version_shows_only_its_own_children(client: TestClient) -> None:
         ["Owls hunt", "Owls sleep."],
         ["Fish swim."],
     ]
+
+
+def test_children_of_a_version_in_preparation_are_not_shown(client: TestClient) -> None:
+    dataset = add_dataset(client, fresh_name())
+    document_id = indexed_text(
+        client, dataset, "a", "Owls hunt.", process_rule=PARENTS, doc_form="hierarchical_model"
+    )
+    with transaction(resources_of(client).sessions) as session:
+        live = session.scalars(
+            select(ChildChunk).where(ChildChunk.document_id == uuid.UUID(document_id))
+        ).one()
+        columns = {c.key: getattr(live, c.key) for c in ChildChunk.__table__.columns}
+        staged = {"id": uuid.uuid4(), "content": "hunt", "live": False, "staged_version": 2}
+        session.add(ChildChunk(**{**columns, **staged}))
+    (row,) = segments(client, dataset, document_id)
+    assert [child["content"] for child in row["child_chunks"]] == ["Owls hunt."]
 
 
 def test_segments_of_unchanged_text_keep_their_ids_in_a_new_version(client: TestClient) -> None:

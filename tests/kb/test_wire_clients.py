@@ -241,7 +241,7 @@ class NodeClient:
     def send(self, method: str, path: str, data: Any = None, query: Any = None) -> Any:
         """As the library does: no content type without a body, no undefined query values."""
         headers = {"Authorization": f"Bearer {KEY}", "User-Agent": "dify-client-node"}
-        params = [
+        params: list[tuple[str, Any]] = [
             (name, str(value).lower() if isinstance(value, bool) else str(value))
             for name, values in (query or {}).items()
             if values is not None
@@ -258,7 +258,7 @@ class NodeClient:
     def send_form(self, path: str, data: Any, name: str, content: bytes) -> Any:
         """FormData of the caller: `data` appended as a string, the file as a Blob."""
         headers = {"Authorization": f"Bearer {KEY}"}
-        files = [
+        files: list[tuple[str, Any]] = [
             ("data", (None, json.dumps(data))),
             ("file", (name, content, "application/octet-stream")),
         ]
