@@ -10,6 +10,7 @@ from hashlib import sha256
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from kb.db import exclusive
 from kb.models import ApiKey
 
 PREFIX = "dataset-"
@@ -33,6 +34,7 @@ def add_api_key(session: Session, workspace_id: uuid.UUID) -> str:
 
 def add_first_api_key(session: Session, workspace_id: uuid.UUID) -> str | None:
     """Make a key unless the workspace has one."""
+    exclusive(session, "first API key")
     if list_hints(session, workspace_id):
         return None
     return add_api_key(session, workspace_id)

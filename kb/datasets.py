@@ -142,11 +142,15 @@ def get_dataset(
     """The dataset, if it is this workspace's.
 
     Args:
-        lock: let no other writer near it until the transaction ends (SQLite has one writer anyway).
+        lock: let nobody else change it until the transaction ends (SQLite has one writer anyway).
+            Workers may still add rows that refer to it. Locks are taken in the order dataset,
+            document, segment; then no two writers wait for each other.
     Raises:
         NotFound: it is not there.
     """
-    dataset = session.get(Dataset, dataset_id, with_for_update=True if lock else None)
+    dataset = session.get(
+        Dataset, dataset_id, with_for_update={"key_share": True} if lock else None
+    )
     if dataset is None or dataset.workspace_id != workspace_id:
         raise NotFound("dataset", dataset_id)
     return dataset

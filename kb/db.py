@@ -225,17 +225,29 @@ def _run_after_commit(session: Session) -> None:
         work()
 
 
-def exclusive(session: Session | Connection, name: str) -> None:
+def exclusive(session: Session | Connection, name: str, *, wait_for_ever: bool = False) -> None:
     """Wait until no other transaction holds this name; hold it until the transaction ends.
 
     On SQLite a writing transaction is alone anyway.
+
+    Args:
+        wait_for_ever: what others do meanwhile may take longer than `lock_timeout_s`.
     """
     connection = session.connection() if isinstance(session, Session) else session
-    if connection.dialect.name == "postgresql":
-        # The wait is for a process that starts, not for a row: it may be long.
+    if connection.dialect.name != "postgresql":
+        return
+    if wait_for_ever:
         connection.execute(text("SET LOCAL lock_timeout = 0"))
-        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": lock_key(name)})
+    connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": lock_key(name)})
+    if wait_for_ever:
         connection.execute(text("SET LOCAL lock_timeout TO DEFAULT"))
+
+
+def shared(session: Session, name: str) -> None:
+    """Hold this name together with others who share it; `exclusive` waits for all of them."""
+    if session.get_bind().dialect.name == "postgresql":
+        statement = text("SELECT pg_advisory_xact_lock_shared(:key)")
+        session.execute(statement, {"key": lock_key(name)})
 
 
 def lock_key(name: str) -> int:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import uuid
-from datetime import timedelta
+from collections.abc import Collection
+from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import delete, or_, select, update
+from sqlalchemy import ColumnElement, and_, delete, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from kb.db import Sessions, now, reading, transaction
@@ -35,26 +36,42 @@ def retry_wait_s(attempts: int) -> float:
 def claim_job(sessions: Sessions, owner: str, *, lease_s: float) -> Job | None:
     """Take the oldest job that is due and free, or None."""
     at = now()
-    free = (
-        Job.not_before <= at,
-        or_(Job.lease_expires_at.is_(None), Job.lease_expires_at < at),
-    )
-    with reading(sessions) as session:
-        job_id = session.scalar(
-            select(Job.id).where(*free).order_by(Job.not_before, Job.created_at).limit(1)
-        )
-    if job_id is None:
-        return None
+    due = select(Job.id).where(_free(at)).order_by(Job.not_before, Job.created_at).limit(1)
+    with reading(sessions) as session:  # mostly there is none; then nobody's writing is held up
+        if session.scalar(due) is None:
+            return None
     with transaction(sessions) as session:
+        job_id = session.scalar(due.with_for_update(skip_locked=True))
         return session.scalar(
             update(Job)
-            .where(Job.id == job_id, *free)
+            .where(Job.id == job_id)
             .values(
                 lease_owner=owner,
                 lease_expires_at=at + timedelta(seconds=lease_s),
                 attempts=Job.attempts + 1,
             )
             .returning(Job)
+        )
+
+
+def due_jobs(session: Session) -> int:
+    """How many jobs wait to be done now by anybody."""
+    return session.scalar(select(func.count()).select_from(Job).where(_free(now()))) or 0
+
+
+def _free(at: datetime) -> ColumnElement[bool]:
+    return and_(
+        Job.not_before <= at, or_(Job.lease_expires_at.is_(None), Job.lease_expires_at < at)
+    )
+
+
+def renew_jobs(sessions: Sessions, owners: Collection[str], *, lease_s: float) -> None:
+    """Extend the leases of these owners' jobs; a rebuild may take longer than one lease."""
+    with transaction(sessions) as session:
+        session.execute(
+            update(Job)
+            .where(Job.lease_owner.in_(owners))
+            .values(lease_expires_at=now() + timedelta(seconds=lease_s))
         )
 
 

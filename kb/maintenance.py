@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlalchemy import func, select, update
 
-from kb.db import reading, transaction
+from kb.db import exclusive, reading, transaction
 from kb.ingestion.embedding_cache import embed_cached
 from kb.ingestion.points import Embed, indexed_leaves, restore, unknown_ids
 from kb.jobs import claim_job, enqueue, finish_job, postpone_job, retry_wait_s
@@ -56,6 +56,8 @@ def rebuild_dataset(resources: Resources, dataset_id: uuid.UUID) -> int:
     """
     true_average = _true_average(resources, dataset_id)
     with transaction(resources.sessions) as session:
+        # Whoever marks points as written shares this: they are either found below or written anew.
+        exclusive(session, f"weights of {dataset_id}", wait_for_ever=True)
         session.execute(
             update(Dataset).where(Dataset.id == dataset_id).values(average_length=true_average)
         )

@@ -15,10 +15,12 @@ from sqlalchemy import (
     String,
     Text,
     UniqueConstraint,
+    text,
 )
 from sqlalchemy.orm import Mapped, mapped_column
 
 from kb.db import Base, new_id, now
+from kb.ports import Queue
 
 
 class IndexingTechnique(StrEnum):
@@ -56,6 +58,10 @@ UNFINISHED = (
     IndexingStatus.INDEXING,
 )
 """States that a worker will move on."""
+
+UNFINISHED_SQL = "indexing_status IN ({})".format(", ".join(f"'{s.value}'" for s in UNFINISHED))
+"""The same as a condition in SQL. An index over part of a table is used where a query says its
+condition word by word."""
 
 
 class SegmentStatus(StrEnum):
@@ -206,6 +212,19 @@ class Document(Base):
     __tablename__ = "documents"
     __table_args__ = (
         Index("ix_documents_queue", "indexing_status", "attempts", "queued_at"),
+        Index(
+            "ix_documents_turn",
+            "queue",
+            "dataset_id",
+            "attempts",
+            "queued_at",
+            "position",
+            sqlite_where=text(UNFINISHED_SQL),
+            postgresql_where=text(UNFINISHED_SQL),
+        ),
+        Index(
+            "ix_documents_dataset_id_processing_started_at", "dataset_id", "processing_started_at"
+        ),
         Index("ix_documents_dataset_id_position", "dataset_id", "position"),
         Index("ix_documents_dataset_id_batch", "dataset_id", "batch"),
     )
@@ -234,6 +253,9 @@ class Document(Base):
         _enum(IndexingStatus), default=IndexingStatus.WAITING
     )
     is_paused: Mapped[bool] = mapped_column(default=False)
+    queue: Mapped[Queue] = mapped_column(
+        _enum(Queue), default=Queue.INTERACTIVE, server_default=Queue.INTERACTIVE.value
+    )
     queued_at: Mapped[CreatedAt]
     lease_owner: Mapped[str | None] = mapped_column(String(64), index=True)
     lease_expires_at: Mapped[datetime | None]

@@ -1,9 +1,10 @@
-"""What the domain asks of the outside: SegmentIndex, BlobStore; each has adapters."""
+"""What the domain asks of the outside: SegmentIndex, BlobStore, JobQueue; each has adapters."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Protocol
 from uuid import UUID
 
@@ -11,6 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.types import Vector
+
+
+class Queue(StrEnum):
+    """Where a document waits for a worker; each worker serves the queues that it is told to."""
+
+    INTERACTIVE = "interactive"
+    """Small files: somebody is likely to wait for them."""
+    BULK = "bulk"
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,4 +250,28 @@ class BlobStore(Protocol):
 
     def close(self) -> None:
         """Let go of connections; repeats safely."""
+        ...
+
+
+class JobQueue(Protocol):
+    """Tells workers that there is something to do.
+
+    What there is to do stands in the database; a message only says "look". So every method is
+    called after the commit, none of them raises, and a message may be lost, late or repeated.
+    """
+
+    def index_document(self, document_id: UUID, queue: Queue) -> None:
+        """A document waits. Its worker takes whichever document of the queue has its turn."""
+        ...
+
+    def run_jobs(self) -> None:
+        """Jobs were written down in the outbox."""
+        ...
+
+    def waiting(self, queue: Queue) -> int | None:
+        """Messages of `index_document` that no worker has taken; None: the broker is silent."""
+        ...
+
+    def close(self) -> None:
+        """Let go of the broker; repeats safely."""
         ...

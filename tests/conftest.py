@@ -76,10 +76,18 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def database(request: pytest.FixtureRequest) -> Iterator[str]:
     """`sqlite` or `postgresql`; settings made while it is in use point to such a database."""
     kind: str = request.param
+    before = databases.used()
     databases.use(request.getfixturevalue("postgresql") if kind == "postgresql" else None)
     yield kind
     databases.drop_all()
-    databases.use(None)
+    databases.use(before)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _everything_on_postgresql(request: pytest.FixtureRequest) -> None:
+    """With `--database=postgresql`, also settings of tests that do not ask for `database`."""
+    if request.config.getoption("--database") == "postgresql":
+        databases.use(request.getfixturevalue("postgresql"))
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -27,6 +27,11 @@ def use(server: PostgreSQL | None) -> None:
     _server = server
 
 
+def used() -> PostgreSQL | None:
+    """The server that settings point to at this moment."""
+    return _server
+
+
 def url_for(data_dir: Path) -> str | None:
     """The database that belongs to a data directory: always the same; None: SQLite inside it."""
     if _server is None:

@@ -226,7 +226,7 @@ def delete_document(
 ) -> Response:
     """Delete a document with its segments and index entries."""
     with access.writing() as session:
-        dataset = access.dataset(session, dataset_id)
+        dataset = access.dataset(session, dataset_id, lock=True)
         document = access.document(session, dataset, document_id)
         documents.delete_document(session, dataset, document)
         if runner is not None:
@@ -240,7 +240,8 @@ def retry_document(
 ) -> dict[str, Any]:
     """Queue a failed document again (ours, beyond the contract)."""
     with access.writing() as session:
-        document = access.document(session, access.dataset(session, dataset_id), document_id)
+        dataset = access.dataset(session, dataset_id, lock=True)
+        document = access.document(session, dataset, document_id)
         documents.retry_document(document)
         if runner is not None:
             after_commit(session, runner.wake)

@@ -3,16 +3,39 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
+from functools import partial
 from typing import Any
 
-from sqlalchemy import ColumnElement, CursorResult, and_, case, exists, or_, select, update
+from sqlalchemy import (
+    CTE,
+    ColumnElement,
+    CursorResult,
+    Select,
+    and_,
+    case,
+    exists,
+    func,
+    or_,
+    select,
+    text,
+    update,
+)
 from sqlalchemy.orm import Session, aliased
 
-from kb.db import Sessions, now, reading, transaction
-from kb.models import UNFINISHED, Document, DocumentVersion, IndexingStatus, PipelineRun
+from kb.db import Sessions, now, reading, retried, transaction
+from kb.models import (
+    UNFINISHED,
+    UNFINISHED_SQL,
+    Dataset,
+    Document,
+    DocumentVersion,
+    IndexingStatus,
+    PipelineRun,
+)
+from kb.ports import Queue
 from pipelines.errors import PipelineError
 
 SUSPECT = 2
@@ -83,6 +106,7 @@ class Claim:
         Raises:
             LeaseLost: the claim does not hold any more; roll back.
         """
+        hold_dataset(session, self.dataset_id)
         changed = session.execute(
             update(Document)
             .where(self.holds(), Document.indexing_status.in_(states))
@@ -94,30 +118,36 @@ class Claim:
 
 
 def claim_next(
-    sessions: Sessions, owner: str, *, lease_s: float, colleagues: Collection[str] = ()
+    sessions: Sessions,
+    owner: str,
+    *,
+    lease_s: float,
+    colleagues: Collection[str] = (),
+    queues: Sequence[Queue] = tuple(Queue),
 ) -> Claim | None:
-    """Take the oldest waiting document, or None.
+    """Take the document whose turn it is, or None.
 
-    Documents that were in work when a process died come after all others, so that one which
-    kills its reader cannot hold up the rest.
+    Workspaces take turns, and within each its datasets: first those with the fewest documents in
+    work, then the one that was served longest ago. Within a dataset the oldest comes first, and
+    documents that were in work when a process died come after all others, so that one which kills
+    its reader cannot hold up the rest.
 
     Args:
         colleagues: owners that die together with this one; while one of them works, or `owner`
             itself, no suspect is taken, and while a suspect is in work, nothing is.
+        queues: where to look; the first that has a document counts.
     """
     at = now()
     together = {owner, *colleagues}
-    with reading(sessions) as session:
-        candidates = session.scalars(
-            select(Document.id)
-            .where(_claimable(at, together))
-            .order_by(Document.attempts, Document.queued_at, Document.position)
-            .limit(16)
-        ).all()
-    for document_id in candidates:
-        claim = claim_document(sessions, document_id, owner, lease_s=lease_s, colleagues=colleagues)
-        if claim is not None:
-            return claim
+    for queue in queues:
+        with reading(sessions) as session:
+            datasets = session.scalars(_turns(queue, _claimable(at, together))).all()
+        for dataset_id in datasets:
+            claim = retried(
+                partial(_claim_in, sessions, dataset_id, queue, owner, at, lease_s, together)
+            )
+            if claim is not None:
+                return claim
     return None
 
 
@@ -129,44 +159,168 @@ def claim_document(
     lease_s: float,
     colleagues: Collection[str] = (),
 ) -> Claim | None:
-    """Take this document by one conditional UPDATE; None when it is not free (any more).
+    """Take this document; None when it is not free (any more)."""
+    with reading(sessions) as session:
+        dataset_id = session.scalar(select(Document.dataset_id).where(Document.id == document_id))
+    if dataset_id is None:
+        return None
+    free = and_(Document.id == document_id, _claimable(now(), {owner, *colleagues}))
+    with transaction(sessions) as session:
+        hold_dataset(session, dataset_id)
+        return _take(session, select(Document.id).where(free), dataset_id, owner, lease_s)
+
+
+def _claim_in(
+    sessions: Sessions,
+    dataset_id: uuid.UUID,
+    queue: Queue,
+    owner: str,
+    at: datetime,
+    lease_s: float,
+    together: Collection[str],
+) -> Claim | None:
+    free = _in_order(queue, dataset_id, _claimable(at, together)).limit(1)
+    with transaction(sessions) as session:
+        hold_dataset(session, dataset_id)
+        return _take(session, free, dataset_id, owner, lease_s)
+
+
+def _take(
+    session: Session,
+    free: Select[Any],
+    dataset_id: uuid.UUID,
+    owner: str,
+    lease_s: float,
+) -> Claim | None:
+    """Lease what `free` finds, passing over what others are taking at this moment.
 
     The same transaction starts the record of the attempt and shows the first stage.
     """
-    at = now()
-    run_id = uuid.uuid4()
-    with transaction(sessions) as session:
-        row = session.execute(
-            update(Document)
-            .where(Document.id == document_id, _claimable(at, {owner, *colleagues}))
-            .values(
-                lease_owner=owner,
-                lease_expires_at=at + timedelta(seconds=lease_s),
-                attempts=Document.attempts + 1,
-            )
-            .returning(
-                Document.dataset_id,
-                Document.pending_version,
-                Document.attempts,
-                Document.indexing_status,
-            )
-            .execution_options(synchronize_session=False)
-        ).one_or_none()
-        if row is None or row[1] is None:
-            return None
-        staged_at = session.scalar(
-            select(DocumentVersion.staged_at).where(
-                DocumentVersion.document_id == document_id, DocumentVersion.number == row[1]
-            )
+    document_id = session.scalar(
+        free.with_for_update(of=Document, skip_locked=True, key_share=True)
+    )
+    if document_id is None:
+        return None
+    row = session.execute(
+        update(Document)
+        .where(Document.id == document_id)
+        .values(
+            lease_owner=owner,
+            lease_expires_at=now() + timedelta(seconds=lease_s),
+            attempts=Document.attempts + 1,
         )
-        claim = Claim(
-            document_id, row[0], row[1], owner, row[2], row[3], staged_at is not None, run_id
+        .returning(Document.pending_version, Document.attempts, Document.indexing_status)
+        .execution_options(synchronize_session=False)
+    ).one()
+    assert row[0] is not None
+    staged_at = session.scalar(
+        select(DocumentVersion.staged_at).where(
+            DocumentVersion.document_id == document_id, DocumentVersion.number == row[0]
         )
-        _start(session, claim)
+    )
+    claim = Claim(
+        document_id,
+        dataset_id,
+        row[0],
+        owner,
+        row[1],
+        row[2],
+        staged_at is not None,
+        uuid.uuid4(),
+    )
+    _start(session, claim)
     return claim
 
 
-def _claimable(at: Any, together: Collection[str]) -> ColumnElement[bool]:
+def waiting_documents(session: Session, queue: Queue, limit: int) -> Sequence[uuid.UUID]:
+    """Documents of a queue that anybody may take at this moment."""
+    return session.scalars(
+        select(Document.id)
+        .where(Document.queue == queue, text(UNFINISHED_SQL), _claimable(now(), ()))
+        .limit(limit)
+    ).all()
+
+
+def _in_order(queue: Queue, dataset_id: Any, claimable: ColumnElement[bool]) -> Select[Any]:
+    """The documents of a dataset that may be taken, as `ix_documents_turn` has them."""
+    return (
+        select(Document.id)
+        .where(Document.queue == queue, Document.dataset_id == dataset_id)
+        .where(text(UNFINISHED_SQL), claimable)
+        .order_by(Document.attempts, Document.queued_at, Document.position)
+    )
+
+
+def _turns(queue: Queue, claimable: ColumnElement[bool]) -> Select[Any]:
+    """Datasets with a document to take, the one whose turn it is first; at most 16.
+
+    The time this takes grows with the datasets that have documents waiting, not with those
+    documents: each dataset is found by one step in the index, and so is its next document.
+    """
+    queued = _queued_datasets(queue)
+    first = aliased(Document)
+    next_id = _in_order(queue, queued.c.dataset_id, claimable).limit(1).correlate(queued)
+    served = (
+        select(Document.processing_started_at)
+        .where(Document.dataset_id == queued.c.dataset_id)
+        .where(Document.processing_started_at.is_not(None))
+        .order_by(Document.processing_started_at.desc())
+        .limit(1)
+        .correlate(queued)
+    )
+    nexts = select(
+        queued.c.dataset_id,
+        next_id.scalar_subquery().label("next_id"),
+        served.scalar_subquery().label("served_at"),
+    ).where(queued.c.dataset_id.is_not(None))
+    turn = nexts.subquery("turn")
+    in_work = (
+        select(Document.dataset_id, Dataset.workspace_id, func.count().label("documents"))
+        .join(Dataset, Dataset.id == Document.dataset_id)
+        .where(Document.lease_owner.is_not(None), Document.lease_expires_at >= now())
+        .group_by(Document.dataset_id, Dataset.workspace_id)
+        .cte("in_work")
+    )
+    by_workspace = (
+        select(in_work.c.workspace_id, func.sum(in_work.c.documents).label("documents"))
+        .group_by(in_work.c.workspace_id)
+        .subquery("by_workspace")
+    )
+    return (
+        select(Dataset.id)
+        .join(turn, turn.c.dataset_id == Dataset.id)
+        .join(first, first.id == turn.c.next_id)
+        .outerjoin(in_work, in_work.c.dataset_id == Dataset.id)
+        .outerjoin(by_workspace, by_workspace.c.workspace_id == Dataset.workspace_id)
+        .order_by(
+            first.attempts >= SUSPECT,
+            func.coalesce(by_workspace.c.documents, 0),
+            func.max(turn.c.served_at).over(partition_by=Dataset.workspace_id).nulls_first(),
+            func.coalesce(in_work.c.documents, 0),
+            turn.c.served_at.nulls_first(),
+            first.queued_at,
+            Dataset.id,
+        )
+        .limit(16)
+    )
+
+
+def _queued_datasets(queue: Queue) -> CTE:
+    """Datasets with unfinished documents in a queue, and a NULL; one index step for each."""
+    unfinished = select(Document.dataset_id).where(Document.queue == queue, text(UNFINISHED_SQL))
+    first = unfinished.order_by(Document.dataset_id).limit(1).scalar_subquery()
+    queued = select(first.label("dataset_id")).cte("queued", recursive=True)
+    following = (
+        unfinished.where(Document.dataset_id > queued.c.dataset_id)
+        .order_by(Document.dataset_id)
+        .limit(1)
+        .correlate(queued)
+        .scalar_subquery()
+    )
+    return queued.union_all(select(following).where(queued.c.dataset_id.is_not(None)))
+
+
+def _claimable(at: datetime, together: Collection[str]) -> ColumnElement[bool]:
     """Documents that may be worked on at this moment by one of these owners."""
     other = aliased(Document)
     in_work = exists().where(other.lease_owner.in_(together), other.lease_expires_at >= at)
@@ -179,6 +333,20 @@ def _claimable(at: Any, together: Collection[str]) -> ColumnElement[bool]:
         or_(Document.attempts < SUSPECT, ~in_work),
         ~in_work.where(other.attempts > SUSPECT),
     )
+
+
+def hold_dataset(session: Session, dataset_id: uuid.UUID, *, to_change: bool = False) -> None:
+    """Keep the dataset until the transaction ends: nobody deletes it, or changes it either.
+
+    Locks are taken in the order dataset, document, segment: then no two writers wait for each
+    other. SQLite has one writer anyway.
+    """
+    if session.get_bind().dialect.name == "postgresql":
+        session.execute(
+            select(Dataset.id)
+            .where(Dataset.id == dataset_id)
+            .with_for_update(key_share=True, read=not to_change)
+        )
 
 
 def _start(session: Session, claim: Claim) -> None:
@@ -216,10 +384,8 @@ def renew(sessions: Sessions, claims: Collection[Claim], *, lease_s: float) -> N
 
     A document whose outcome could not be recorded is in no one's work: its lease runs out.
     """
-    if not claims:
-        return
-    with transaction(sessions) as session:
-        for claim in claims:
+    for claim in claims:  # one lock at a time
+        with transaction(sessions) as session:
             session.execute(
                 update(Document)
                 .where(claim.holds())

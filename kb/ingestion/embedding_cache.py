@@ -69,7 +69,8 @@ def _remember(sessions: Sessions, model: str, vectors: dict[str, Vector]) -> Non
             "vector": vector.astype("<f4").tobytes(),
             "created_at": now(),
         }
-        for digest, vector in vectors.items()
+        # In order of the hash: two writers of the same texts then cannot wait for each other.
+        for digest, vector in sorted(vectors.items())
     ]
     with transaction(sessions) as session:
         dialect = postgresql if session.get_bind().dialect.name == "postgresql" else sqlite

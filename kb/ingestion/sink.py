@@ -9,8 +9,8 @@ from typing import Any
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
-from kb.db import Sessions, after_commit, now, reading, transaction
-from kb.ingestion.claims import Claim, LeaseLost
+from kb.db import Sessions, after_commit, now, reading, shared, transaction
+from kb.ingestion.claims import Claim, LeaseLost, hold_dataset
 from kb.ingestion.points import Embed, Leaf, find_average, write_leaves
 from kb.ingestion.staging import (
     Rows,
@@ -108,6 +108,8 @@ class DocumentSink:
             self._blobs.put(text_key, chunked.source_text.encode("utf-8", "surrogatepass"))
         try:
             with transaction(self._sessions) as session:
+                unset = find_average(session, self._claim.dataset_id) is None
+                hold_dataset(session, self._claim.dataset_id, to_change=unset)
                 self._claim.move(
                     session,
                     IndexingStatus.INDEXING,
@@ -184,12 +186,17 @@ class DocumentSink:
             if len(batch) < self._batch:
                 return
             with transaction(self._sessions) as session:
+                self._share_weights(session)
                 self._claim.update(session, attempts=0)
                 self._acknowledge(session)
 
     def _pending(self) -> list[Leaf]:
         with reading(self._sessions) as session:
             return staged_points(session, self._claim, limit=self._batch)
+
+    def _share_weights(self, session: Session) -> None:
+        """From here to the commit no rebuild of the weights begins."""
+        shared(session, f"weights of {self._claim.dataset_id}")
 
     def _acknowledge(self, session: Session) -> None:
         """Mark what was written as done, unless a rebuild of the weights began meanwhile.
@@ -253,6 +260,7 @@ class DocumentSink:
     def _switch_if_indexed(self, also: Callable[[Session], None]) -> bool:
         claim = self._claim
         with transaction(self._sessions) as session:
+            self._share_weights(session)
             # First the lease: from here to the commit nobody else changes the document.
             claim.update(session, attempts=0)
             self._acknowledge(session)

@@ -35,7 +35,7 @@ def downgrade(engine: Engine, revision: str) -> None:
 def _run(engine: Engine, work: Callable[[Config], None]) -> None:
     # Alembic leaves a transaction alone that it finds; its own, on SQLite, end with each revision.
     with _connection(engine) as connection, connection.begin():
-        exclusive(connection, "migrations")
+        exclusive(connection, "migrations", wait_for_ever=True)
         work(_config(connection))
 
 
