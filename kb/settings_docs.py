@@ -40,8 +40,11 @@ stop the process with a message that names the variable. `.env.example` holds al
 defaults. Made from `kb/settings.py` by `make docs`.
 """
 COMPOSE = {
+    "COMPOSE_PROFILES": ("", "`cluster`, `minio`, or both with a comma."),
+    "TORCH_INDEX_URL": ("", "Where a build finds torch without CUDA."),
     "KB_IMAGE": ("kb-engine:0.1.0", "The image that is built, or pulled instead of building."),
     "KB_PUBLISH": ("127.0.0.1:8000", "Where this machine listens for the API."),
+    "KB_BALANCER_PUBLISH": ("127.0.0.1:8080", "The same with the profile `cluster`."),
     "KB_WORKER_CONCURRENCY": ("2", "Processes per worker container; each holds the model."),
     "POSTGRES_PASSWORD": ("", "Required. Letters and digits only: it becomes part of a URL."),
     "REDIS_PASSWORD": ("", "Required. Letters and digits only: it becomes part of a URL."),
