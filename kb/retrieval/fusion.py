@@ -1,9 +1,13 @@
-"""Score arithmetic: raw scores of two legs to final scores in [0, 1]. Pure functions."""
+"""Score arithmetic: raw scores of two legs to final scores in [0, 1]. Pure functions.
+
+The decision and its figures: docs/adr/0004-fusion-and-normalisation.md.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import isfinite
 from uuid import UUID
 
 _KNEE = 1e-3
@@ -11,14 +15,28 @@ _KNEE = 1e-3
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """How much each leg counts; not negative, not both zero. Only their ratio matters."""
+    """How much each leg counts; finite, not negative, not both zero. Only their ratio matters."""
 
     dense: float
     text: float
 
     def __post_init__(self) -> None:
-        if self.dense < 0 or self.text < 0 or self.dense + self.text <= 0:
-            raise ValueError(f"weights {self.dense}/{self.text}: give two numbers >= 0, one > 0")
+        total = self.dense + self.text
+        if not (self.dense >= 0 and self.text >= 0 and total > 0 and isfinite(total)):
+            raise ValueError(
+                f"weights {self.dense}/{self.text}: give two finite numbers >= 0, one of them > 0"
+            )
+
+    @property
+    def shares(self) -> tuple[float, float]:
+        """The weights of dense and text, brought to a sum of 1."""
+        total = self.dense + self.text
+        return self.dense / total, self.text / total
+
+    def mean(self, dense: float, text: float) -> float:
+        """Weighted mean of two normalised scores, in [0, 1]; never falls when either rises."""
+        of_dense, of_text = self.shares
+        return min(1.0, of_dense * dense + of_text * text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +44,7 @@ class LegScore:
     """What one leg says of a candidate.
 
     Attributes:
-        rank: 1-based place among the leg's live candidates; None below its candidate depth.
+        rank: 1-based place among the leg's live candidates; None below the depth that was read.
         raw: cosine similarity in [-1, 1], or BM25 score >= 0.
         normalised: in [0, 1].
     """
@@ -36,20 +54,10 @@ class LegScore:
     normalised: float
 
 
-@dataclass(frozen=True, slots=True)
-class Fused:
-    """A candidate with its final score in [0, 1] and what it is made of."""
-
-    id: UUID
-    score: float
-    dense: LegScore | None
-    text: LegScore | None
-
-
 def normalise_dense(cosine: float) -> float:
     """Cosine in [-1, 1] to [0, 1], strictly increasing: itself from 0.001 up.
 
-    Below that it is squeezed into (0, 0.001), so that dissimilar texts keep their order.
+    Below that it is squeezed into [0, 0.001), so that dissimilar texts keep their order.
     """
     cosine = max(-1.0, min(1.0, cosine))
     return cosine if cosine >= _KNEE else _KNEE * (1 + cosine) / (1 + _KNEE)
@@ -62,7 +70,7 @@ def normalise_text(score: float, best: float) -> float:
     Analysis of Fusion Functions for Hybrid Retrieval", ACM TOIS 2023.
 
     Args:
-        best: the highest BM25 score of the query over all datasets asked, >= score.
+        best: the highest BM25 score of the query among the live texts of all datasets asked.
     """
     return min(1.0, score / best) if best > 0 else 0.0
 
@@ -73,31 +81,17 @@ def fuse(
     weights: Weights,
     *,
     best_text: float,
-    dense_ranks: Mapping[UUID, int],
-    text_ranks: Mapping[UUID, int],
-) -> list[Fused]:
-    """Weighted mean of the normalised scores; best first, equal scores by ascending id.
+) -> dict[UUID, float]:
+    """The final score, in [0, 1], of every candidate that either leg knows.
 
     Args:
-        dense: cosine of every candidate; None when the leg was not asked.
-        text: BM25 score of candidates that hold a term of the query; None as above.
+        dense: cosines; None when the leg was not asked. A candidate without one (its point went
+            away during the query) counts as 0 there.
+        text: BM25 scores of the candidates that hold a term of the query; None as above.
     """
-    candidates = (dense.keys() if dense is not None else set()) | (
-        text.keys() if text is not None else set()
-    )
-    total = weights.dense + weights.text
-    fused: list[Fused] = []
-    for candidate in candidates:
-        d = t = None
-        score = 0.0
-        if dense is not None and candidate in dense:
-            raw = dense[candidate]
-            d = LegScore(dense_ranks.get(candidate), raw, normalise_dense(raw))
-            score += weights.dense / total * d.normalised
-        if text is not None:
-            raw = text.get(candidate, 0.0)
-            t = LegScore(text_ranks.get(candidate), raw, normalise_text(raw, best_text))
-            score += weights.text / total * t.normalised
-        fused.append(Fused(candidate, min(1.0, score), d, t))
-    fused.sort(key=lambda f: (-f.score, f.id))
-    return fused
+    of_dense = {} if dense is None else {i: normalise_dense(raw) for i, raw in dense.items()}
+    of_text = {} if text is None else {i: normalise_text(r, best_text) for i, r in text.items()}
+    return {
+        i: weights.mean(of_dense.get(i, 0.0), of_text.get(i, 0.0))
+        for i in of_dense.keys() | of_text.keys()
+    }

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from math import isfinite
+from typing import Any
 from uuid import UUID
 
-from kb.models import Document, Segment
+from kb.models import Segment
 from kb.retrieval.fusion import LegScore, Weights
 
 
@@ -35,14 +37,23 @@ class RetrievalSettings:
 
     Attributes:
         top_k: how many segments to return, > 0 (parents, not children).
-        score_threshold: only final scores >= this, in [0, 1]; None keeps all.
-        weights: of a hybrid query.
+        score_threshold: only final scores >= this are returned; finite. None keeps all. Final
+            scores lie in [0, 1]; of full text they are relative to the query's best match.
+        weights: of a hybrid query. A leg of weight 0 finds nothing; it only shows its scores.
     """
 
     method: SearchMethod
     top_k: int
     score_threshold: float | None = None
     weights: Weights = field(default_factory=lambda: Weights(0.5, 0.5))
+
+    def __post_init__(self) -> None:
+        if self.top_k < 1:
+            raise ValueError(f"top_k is {self.top_k}; give a number above 0")
+        if self.score_threshold is not None and not isfinite(self.score_threshold):
+            raise ValueError(
+                f"score_threshold is {self.score_threshold}; give a finite number, or None for all"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +71,10 @@ class Explanation:
     """How a final score came about: sum of weight x normalised over the legs that were asked.
 
     For a parent it speaks of its best child (`point_id`).
+
+    Attributes:
+        dense, text: None when the leg was not asked, or lost the point during the query.
+        dense_weight, text_weight: their sum is 1.
     """
 
     point_id: UUID
@@ -70,11 +85,28 @@ class Explanation:
 
 
 @dataclass(frozen=True, slots=True)
+class HitDocument:
+    """What a hit shows of its document; names and meaning as in `kb.models.Document`."""
+
+    id: UUID
+    name: str
+    data_source_type: str
+    doc_metadata: dict[str, Any] | None
+
+
+@dataclass(frozen=True, slots=True)
 class Hit:
-    """A segment that answers, with its document and where it stands in the source."""
+    """A segment that answers, with its document and where it stands in the source.
+
+    Attributes:
+        score: in [0, 1]; of a parent, that of its best child.
+        children: those that matched, best first: the best one, and of the others those that are
+            among the 50 best of a leg and reach the threshold. Empty for a segment without
+            children.
+    """
 
     segment: Segment
-    document: Document
+    document: HitDocument
     score: float
     children: tuple[ChildHit, ...]
     explanation: Explanation
@@ -82,7 +114,7 @@ class Hit:
 
 @dataclass(frozen=True, slots=True)
 class Retrieved:
-    """Hits, best first, and how long each stage took (milliseconds)."""
+    """Hits, best first, equal scores by id, and how long each stage took (milliseconds)."""
 
     hits: tuple[Hit, ...]
     timings_ms: dict[str, float] = field(default_factory=dict)

@@ -1,0 +1,83 @@
+"""What SQL says of points: which are live, and the rows behind those that are returned."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import BindParameter, Executable, Select, bindparam, select
+from sqlalchemy.orm import Session
+
+from kb.models import ChildChunk, Document, Segment
+from kb.ports import Scored
+from kb.retrieval.types import HitDocument
+
+_IDS = 500  # per statement
+
+
+def _answering(statement: Select[Any]) -> Select[Any]:
+    return statement.join(Document, Document.id == Segment.document_id).where(
+        Segment.live, Segment.enabled, Document.enabled, Document.archived.is_(False)
+    )
+
+
+# Built once: SQLAlchemy takes longer to build an IN of a hundred values than SQLite to answer it.
+_GIVEN: BindParameter[Any] = bindparam("ids", expanding=True)
+_LIVE_SEGMENTS = _answering(
+    select(Segment.id).where(Segment.id.in_(_GIVEN), Segment.has_children.is_(False))
+)
+_LIVE_CHILDREN = _answering(
+    select(ChildChunk.id)
+    .join(Segment, Segment.id == ChildChunk.segment_id)
+    .where(ChildChunk.id.in_(_GIVEN), ChildChunk.live)
+)
+_SEGMENTS = (
+    select(Segment, Document.id, Document.name, Document.data_source_type, Document.doc_metadata)
+    .join(Document, Document.id == Segment.document_id)
+    .where(Segment.id.in_(_GIVEN))
+)
+_CHILDREN = select(ChildChunk.id, ChildChunk.content, ChildChunk.position).where(
+    ChildChunk.id.in_(_GIVEN)
+)
+
+
+def live_points(session: Session, points: Iterable[Scored]) -> set[UUID]:
+    """Which of these points stand for text that answers queries now.
+
+    Per 500, one statement for the points of segments and one for those of child chunks.
+    """
+    of_segments: set[UUID] = set()
+    of_children: set[UUID] = set()
+    for point in points:
+        (of_segments if point.id == point.segment_id else of_children).add(point.id)
+    live = {row[0] for row in _rows(session, _LIVE_SEGMENTS, of_segments)}
+    live.update(row[0] for row in _rows(session, _LIVE_CHILDREN, of_children))
+    return live
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """What hits are made of, by id; what went away meanwhile is missing."""
+
+    segments: dict[UUID, tuple[Segment, HitDocument]]
+    children: dict[UUID, tuple[str, int]]
+    """content, position"""
+
+
+def load(session: Session, segment_ids: Sequence[UUID], child_ids: Sequence[UUID]) -> Rows:
+    """Read the rows behind these ids: a statement for each kind, per 500."""
+    return Rows(
+        {
+            row[0].id: (row[0], HitDocument(*row[1:]))
+            for row in _rows(session, _SEGMENTS, segment_ids)
+        },
+        {id: (content, position) for id, content, position in _rows(session, _CHILDREN, child_ids)},
+    )
+
+
+def _rows(session: Session, statement: Executable, ids: Iterable[UUID]) -> Iterator[Any]:
+    ids = list(ids)
+    for at in range(0, len(ids), _IDS):
+        yield from session.execute(statement, {"ids": ids[at : at + _IDS]})
