@@ -40,7 +40,6 @@ from kb.errors import (
 from kb.models import ApiKey, Dataset, Document
 from kb.query_log import QueryLog
 from kb.resources import Resources
-from kb.runner import Runner
 
 Body = TypeVar("Body", bound=BaseModel)
 
@@ -58,15 +57,6 @@ async def _resources(request: Request) -> Resources:
 
 
 ResourcesDep = Annotated[Resources, Depends(_resources)]
-
-
-async def get_runner(request: Request) -> Runner | None:
-    """The in-process task runner; None when workers run elsewhere."""
-    runner: Runner | None = request.app.state.runner
-    return runner
-
-
-RunnerDep = Annotated[Runner | None, Depends(get_runner)]
 
 
 # --- who calls ---------------------------------------------------------------------------------
@@ -251,7 +241,10 @@ def check_path(request: Request, resources: ResourcesDep) -> None:
 
 
 def get_read_session(resources: ResourcesDep, _caller: CallerDep) -> Iterator[Session]:
-    """A session over one snapshot, open until the route has returned."""
+    """A session over one snapshot; only the route may use it, no dependency: see `Access`.
+
+    Its connection is taken at the first statement and given back when the route has returned.
+    """
     with reading(resources.sessions) as session:
         yield session
 
@@ -259,9 +252,10 @@ def get_read_session(resources: ResourcesDep, _caller: CallerDep) -> Iterator[Se
 ReadSessionDep = Annotated[Session, Depends(get_read_session, scope="function")]
 
 
-def dataset_to_read(dataset_id: str, session: ReadSessionDep, caller: CallerDep) -> Dataset:
-    """The dataset of the path, to look at."""
-    return find_dataset(session, caller, dataset_id)
+def dataset_to_read(dataset_id: str, access: AccessDep) -> Dataset:
+    """The dataset of the path, to look at; detached from the session that read it."""
+    with access.reading() as session:
+        return access.dataset(session, dataset_id)
 
 
 DatasetDep = Annotated[Dataset, Depends(dataset_to_read)]

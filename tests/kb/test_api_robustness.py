@@ -415,6 +415,13 @@ def test_two_hundred_readers_at_once_all_succeed(server: Address) -> None:
     assert at_once(calls) == {200: 198}
 
 
+def test_two_hundred_and_fifty_queries_at_once_all_succeed_soon(server: Address) -> None:
+    path = f"/v1/datasets/{a_dataset(server)}/retrieve"
+    started = time.monotonic()
+    assert at_once([lambda: call(server, "POST", path, {"query": "walrus"})] * 250) == {200: 250}
+    assert time.monotonic() - started < 25
+
+
 def test_uploads_of_one_name_at_once_become_one_document(server: Address) -> None:
     dataset = a_dataset(server)
     path = f"/v1/datasets/{dataset}/document/create-by-text"
