@@ -40,7 +40,7 @@ from kb.models import (
     Segment,
     UploadFile,
 )
-from kb.ports import BlobStore
+from kb.ports import BlobStore, Queue
 from kb.process_rules import ProcessRuleIn, validate
 from kb.resources import Resources, space_of
 from kb.schemas import DocumentSettings
@@ -178,6 +178,8 @@ def add_document(
     if body.original_document_id is None or not document.batch:
         document.batch = _new_batch()  # an update by id keeps the batch that its client polls
     document.upload_file_id = upload.id
+    small = upload.size_bytes <= resources.settings.ingestion.interactive_bytes
+    document.queue = Queue.INTERACTIVE if small else Queue.BULK
     document.process_rule_id = rule.id
     document.doc_form = dataset.doc_form or DocForm.TEXT
     document.doc_language = body.doc_language

@@ -15,6 +15,7 @@ KBError                         every public error: `code`, `message`, `status`
 ├── UnsupportedFileType 415
 ├── Unprocessable       422     the body of POST/PATCH /datasets does not validate
 ├── ArchivedDocument    403
+├── Misconfigured       500     settings that do not go together; the process does not start
 └── Unavailable         503     a store is busy, full or gone; safe to retry
     ├── DataDirectoryInUse      another process holds the data directory
     └── StoreUnavailable        the index did not answer
@@ -152,6 +153,12 @@ class Unprocessable(KBError):
     """The body does not validate; `message` is a JSON list of the validator's errors."""
 
     status, code = 422, "unprocessable_entity"
+
+
+class Misconfigured(KBError):
+    """Settings that do not go together, or cannot be used here; the message names them."""
+
+    code = "misconfigured"
 
 
 class Unavailable(KBError):

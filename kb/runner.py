@@ -6,16 +6,16 @@ import logging
 import os
 import threading
 import time
-import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
-from kb.db import transaction
-from kb.ingestion.claims import Claim, claim_next, release, release_all, renew
-from kb.ingestion.run import ingest
+from kb.adapters.in_process_queue import InProcessQueue
+from kb.crew import Crew
+from kb.ingestion.claims import release_all
 from kb.jobs import release_jobs
-from kb.maintenance import run_next_job
+from kb.ports import Queue
 from kb.resources import Resources
+from kb.sweeper import clean_up
 
 log = logging.getLogger("kb.runner")
 
@@ -29,13 +29,10 @@ class Runner:
     def __init__(self, resources: Resources) -> None:
         self._resources = resources
         self._ingestion = resources.settings.ingestion
+        self._crew = Crew(resources)
         self._stop = threading.Event()
         self._work = threading.Condition()
         self._announced = 0
-        name = f"{os.getpid()}-{uuid.uuid4().hex[:8]}"
-        self._owners = [f"{name}/{n}" for n in range(self._ingestion.workers)]
-        self._upkeep = f"{name}/upkeep"
-        self._in_work: dict[str, Claim] = {}
         self._threads: list[threading.Thread] = []
 
     def start(self) -> None:
@@ -44,10 +41,12 @@ class Runner:
         release_jobs(self._resources.sessions)
         if freed:
             log.info("%d documents were in work when the last process ended; going on", freed)
-        for number, owner in enumerate(self._owners):
-            self._spawn(f"kb-ingest-{number}", partial(self._ingest_loop, owner))
+        self._crew.start()
+        for number in range(self._ingestion.workers):
+            self._spawn(f"kb-ingest-{number}", partial(self._ingest_loop, _preference(number)))
         self._spawn("kb-upkeep", self._upkeep_loop)
-        self._spawn("kb-heartbeat", self._heartbeat_loop)
+        if isinstance(self._resources.jobs, InProcessQueue):
+            self._resources.jobs.listen(self.wake)
 
     def wake(self) -> None:
         """Tell idle workers that there is something to do."""
@@ -58,17 +57,15 @@ class Runner:
     def stop(self, *, timeout_s: float) -> bool:
         """Let every worker finish its batch and hand its document back; True: all ended.
 
-        A document whose worker does not end in time is handed back over its head: that the
-        process ends now is not the document's doing.
+        A document whose worker does not end in time is handed back over its head.
         """
         self._stop.set()
+        self._crew.ask_to_stop()
         self.wake()
         ends = time.monotonic() + timeout_s
         for thread in self._threads:
             thread.join(max(0.0, ends - time.monotonic()))
-        with transaction(self._resources.sessions) as session:
-            for claim in list(self._in_work.values()):
-                release(session, claim)
+        self._crew.stop()
         return not any(thread.is_alive() for thread in self._threads)
 
     def _spawn(self, name: str, loop: Callable[[], None]) -> None:
@@ -76,61 +73,50 @@ class Runner:
         self._threads.append(thread)
         thread.start()
 
-    def _ingest_loop(self, owner: str) -> None:
+    def _ingest_loop(self, queues: Sequence[Queue]) -> None:
         lower_priority(self._resources.settings.embedding.niceness)
         while not self._stop.is_set():
             with self._work:
                 seen = self._announced
             try:
-                if self._ingest_next(owner):
+                if self._crew.ingest_next(queues):
                     continue
             except BaseException:  # a panic of a native library is no Exception
                 log.exception("a worker could not claim or record; trying again")
             self._wait(seen)
 
-    def _ingest_next(self, owner: str) -> bool:
-        claim = claim_next(
-            self._resources.sessions,
-            owner,
-            lease_s=self._ingestion.lease_s,
-            colleagues=self._owners,
-        )
-        if claim is None:
-            return False
-        self._in_work[owner] = claim
-        try:
-            ingest(claim, self._resources, stopped=self._stop.is_set)
-        finally:
-            # Whatever happened: a lease that nobody works under is not renewed.
-            del self._in_work[owner]
-        return True
-
     def _upkeep_loop(self) -> None:
         lower_priority(self._resources.settings.embedding.niceness)
+        clean_at = time.monotonic()
         while not self._stop.is_set():
             with self._work:
                 seen = self._announced
             try:
-                if run_next_job(self._resources, self._upkeep):
+                if self._crew.run_next_job():
                     continue
                 if self._resources.index.optimize(budget_s=0.2):
                     continue
+                if time.monotonic() >= clean_at:
+                    clean_at = time.monotonic() + self._ingestion.clean_up_s
+                    clean_up(self._resources)
             except BaseException:
                 log.exception("upkeep failed; trying again")
             self._wait(seen)
-
-    def _heartbeat_loop(self) -> None:
-        lease_s = self._ingestion.lease_s
-        while not self._stop.wait(lease_s / 4):
-            try:
-                renew(self._resources.sessions, list(self._in_work.values()), lease_s=lease_s)
-            except BaseException:
-                log.exception("leases could not be renewed; trying again")
 
     def _wait(self, seen: int) -> None:
         with self._work:
             if self._announced == seen and not self._stop.is_set():
                 self._work.wait(self._ingestion.poll_s)
+
+
+def runner_for(resources: Resources) -> Runner | None:
+    """The runner of this process; None when `kb worker` does its work elsewhere."""
+    return Runner(resources) if resources.settings.redis_url is None else None
+
+
+def _preference(number: int) -> tuple[Queue, ...]:
+    """Small files first, but every second worker looks for large ones first: neither starves."""
+    return tuple(Queue) if number % 2 == 0 else tuple(reversed(Queue))
 
 
 def lower_priority(niceness: int) -> None:

@@ -138,6 +138,25 @@ class Blobs(BaseModel):
         return self
 
 
+class Redis(BaseModel):
+    """How processes reach the broker that `redis_url` names; needs the extra `service`."""
+
+    model_config = ConfigDict(frozen=True)
+
+    sentinel_master: str | None = Field(default=None, min_length=1)
+    """Name of the master that the sentinels of `redis_url` watch."""
+    sentinel_password: SecretStr | None = None
+    """Of the sentinels themselves; that of the master stands in `redis_url`."""
+    tls_ca_file: Path | None = None
+    """Certificates that sign the server's, for `rediss://`; None: those of this machine."""
+    tls_verify: bool = True
+    """Check the server's certificate and name."""
+    connect_timeout_s: float = Field(default=5.0, gt=0)
+    """How long opening a connection may take; an upload waits no longer for its announcement."""
+    visibility_timeout_s: int = Field(default=600, ge=10)
+    """A message whose worker vanished comes again after this long; doing it twice is harmless."""
+
+
 class Ingestion(BaseModel):
     """How documents are worked on."""
 
@@ -159,6 +178,16 @@ class Ingestion(BaseModel):
     """Segments embedded, indexed and marked as done at a time."""
     keep_replaced_s: float = Field(default=5.0, ge=0)
     """Points of replaced text stay in the index so long, for queries that began before."""
+    interactive_bytes: int = Field(default=262_144, ge=0)
+    """Files up to this size wait in the queue `interactive`, larger ones in `bulk`."""
+    sweep_s: float = Field(default=10.0, gt=0)
+    """How often work is looked for whose announcement was lost (service size)."""
+    clean_up_s: float = Field(default=3600.0, gt=0)
+    """How often old records are removed."""
+    keep_runs_days: float = Field(default=30.0, gt=0)
+    """How long the record of an ended pipeline run is kept."""
+    keep_queries_days: float = Field(default=365.0, gt=0)
+    """How long a query stays in the history."""
 
 
 class Retrieval(BaseModel):
@@ -214,6 +243,10 @@ class Settings(BaseSettings):
     database_url: str | None = Field(default=None, repr=False)
     """`postgresql://USER:PASSWORD@HOST:PORT/NAME`; None: SQLite in the data directory."""
     database: Database = Database()
+    redis_url: SecretStr | None = None
+    """`redis://`, `rediss://` or `sentinel://HOST:26379;sentinel://HOST:26379`: documents are
+    worked on by `kb worker`. None: by `kb serve` itself."""
+    redis: Redis = Redis()
     api_key: SecretStr | None = None
     """Accepted as the workspace's key; None: the first start makes one and prints it once."""
     host: str = "127.0.0.1"

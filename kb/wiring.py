@@ -12,14 +12,15 @@ from contextlib import contextmanager
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from kb.adapters.in_process_queue import InProcessQueue
 from kb.adapters.local_embedder import LocalEmbedder
 from kb.adapters.localfs import LocalBlobs
 from kb.adapters.qdrant_edge import QdrantEdgeIndex
 from kb.db import Pool, Sessions, exclusive, open_database, transaction
-from kb.errors import ProviderNotInitialized
+from kb.errors import Misconfigured, ProviderNotInitialized
 from kb.migrations import upgrade
 from kb.models import Member, Workspace
-from kb.ports import BlobStore, SegmentIndex
+from kb.ports import BlobStore, JobQueue, SegmentIndex
 from kb.resources import Resources
 from kb.settings import Settings
 from pipelines.ports import Embedder
@@ -36,12 +37,14 @@ def open_resources(settings: Settings) -> Iterator[Resources]:
     # Model files come from this machine; a library must not ask a hub for them.
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    check_service(settings)
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     sessions = _open_sessions(settings)
     upgrade(sessions.engine)
     workspace_id, owner_id = _first_workspace(sessions)
     index = _open_index(settings)
     blobs = _open_blobs(settings)
+    jobs = _open_queue(settings)
     embedder = LocalEmbedder(
         settings.embedding.model_path,
         cache_dir=settings.embedding.cache_dir or settings.data_dir / "models",
@@ -66,6 +69,7 @@ def open_resources(settings: Settings) -> Iterator[Resources]:
             sessions=sessions,
             index=index,
             blobs=blobs,
+            jobs=jobs,
             embedders=embedder_of,
             default_embedder=embedder,
             default_embedder_name=(PROVIDER, model.name if model else "all-MiniLM-L6-v2"),
@@ -74,6 +78,7 @@ def open_resources(settings: Settings) -> Iterator[Resources]:
             owner_id=owner_id,
         )
     finally:
+        jobs.close()
         pool.shutdown(wait=True)
         embedder.close()
         index.close()
@@ -81,18 +86,50 @@ def open_resources(settings: Settings) -> Iterator[Resources]:
         sessions.close()
 
 
+def check_service(settings: Settings) -> None:
+    """Raises: Misconfigured: several processes shall work, but something belongs to one alone."""
+    if settings.redis_url is None:
+        return
+    if settings.qdrant.url is None:
+        raise Misconfigured(
+            "KB_REDIS_URL is set, so several processes work on documents, but the index is an "
+            "embedded one, which belongs to a single process; set KB_QDRANT__URL to a Qdrant "
+            "server, or leave KB_REDIS_URL out"
+        )
+    if not settings.sqlalchemy_url.startswith("postgres"):
+        raise Misconfigured(
+            "KB_REDIS_URL is set, so several processes work on documents, but the database is "
+            "SQLite, which serves one machine; set KB_DATABASE_URL=postgresql://USER:PASSWORD@"
+            "HOST:PORT/NAME, or leave KB_REDIS_URL out"
+        )
+
+
 def _open_sessions(settings: Settings) -> Sessions:
     database = settings.database
-    return open_database(
-        settings.sqlalchemy_url,
-        Pool(
-            size=database.pool_size,
-            most=database.pool_most,
-            timeout_s=database.pool_timeout_s,
-            connect_timeout_s=database.connect_timeout_s,
-            lock_timeout_s=database.lock_timeout_s,
-        ),
+    pool = Pool(
+        size=database.pool_size,
+        most=database.pool_most,
+        timeout_s=database.pool_timeout_s,
+        connect_timeout_s=database.connect_timeout_s,
+        lock_timeout_s=database.lock_timeout_s,
     )
+    try:
+        return open_database(settings.sqlalchemy_url, pool)
+    except ValueError as exc:
+        raise Misconfigured(f"KB_DATABASE_URL: {exc}") from exc
+
+
+def _open_queue(settings: Settings) -> JobQueue:
+    if settings.redis_url is None:
+        return InProcessQueue()
+    try:
+        # Here, because Celery is an extra and takes a third of a second to import.
+        from kb.adapters.celery_queue import CeleryQueue
+    except ImportError as exc:
+        raise Misconfigured(
+            "KB_REDIS_URL needs Celery, which is not installed; pip install 'kb-engine[service]'"
+        ) from exc
+    return CeleryQueue(settings.redis_url.get_secret_value(), settings.redis)
 
 
 def _open_index(settings: Settings) -> SegmentIndex:

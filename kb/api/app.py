@@ -61,7 +61,6 @@ def create_app(
         redirect_slashes=False,  # a redirect would turn a client's POST into a GET
     )
     app.state.resources = resources
-    app.state.runner = runner
     app.state.process_key = process_key
     for router in ROUTERS:
         app.include_router(router)

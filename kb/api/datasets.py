@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request, Response
 
 from kb import datasets
 from kb.api import shapes
-from kb.api.deps import AccessDep, LenientJsonBody, PageDep, RunnerDep, parse_or_422, query_text
+from kb.api.deps import AccessDep, LenientJsonBody, PageDep, parse_or_422, query_text
 from kb.db import after_commit
 from kb.schemas import DatasetCreate, DatasetUpdate
 
@@ -79,10 +79,9 @@ def update_dataset(dataset_id: str, body: LenientJsonBody, access: AccessDep) ->
 
 
 @router.delete("/{dataset_id}", status_code=204)
-def delete_dataset(dataset_id: str, access: AccessDep, runner: RunnerDep) -> Response:
+def delete_dataset(dataset_id: str, access: AccessDep) -> Response:
     """Delete a dataset with its documents, segments and index entries."""
     with access.writing() as session:
         datasets.delete_dataset(session, access.dataset(session, dataset_id, lock=True))
-        if runner is not None:
-            after_commit(session, runner.wake)
+        after_commit(session, access.resources.jobs.run_jobs)
     return Response(status_code=204)

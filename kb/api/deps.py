@@ -40,7 +40,6 @@ from kb.errors import (
 from kb.models import ApiKey, Dataset, Document
 from kb.query_log import QueryLog
 from kb.resources import Resources
-from kb.runner import Runner
 
 Body = TypeVar("Body", bound=BaseModel)
 
@@ -58,15 +57,6 @@ async def _resources(request: Request) -> Resources:
 
 
 ResourcesDep = Annotated[Resources, Depends(_resources)]
-
-
-async def get_runner(request: Request) -> Runner | None:
-    """The in-process task runner; None when workers run elsewhere."""
-    runner: Runner | None = request.app.state.runner
-    return runner
-
-
-RunnerDep = Annotated[Runner | None, Depends(get_runner)]
 
 
 # --- who calls ---------------------------------------------------------------------------------

@@ -16,7 +16,6 @@ from kb.api.deps import (
     JsonBody,
     MultipartForm,
     PageDep,
-    RunnerDep,
     parse,
     query_text,
     short,
@@ -33,7 +32,7 @@ from kb.errors import (
     TooManyFiles,
 )
 from kb.models import Document, DocumentVersion, PipelineRun, ProcessRule, UploadFile
-from kb.runner import Runner
+from kb.ports import JobQueue
 from kb.schemas import DocumentByText, DocumentSettings
 from kb.settings import Limits
 
@@ -42,9 +41,7 @@ router = APIRouter(prefix="/v1/datasets/{dataset_id}", tags=["documents"])
 
 @router.post("/document/create-by-text")
 @router.post("/document/create_by_text", include_in_schema=False)
-def create_by_text(
-    dataset_id: str, body: JsonBody, access: AccessDep, runner: RunnerDep
-) -> dict[str, Any]:
+def create_by_text(dataset_id: str, body: JsonBody, access: AccessDep) -> dict[str, Any]:
     """Accept a text (`name`, `text`) and index it in the background; poll `batch` for progress.
 
     A document of the same name is replaced in place: it keeps its id, and its old text answers
@@ -56,7 +53,7 @@ def create_by_text(
     upload = Upload(
         f"{name.replace('/', '_')}.txt", asked.text.encode(), "text/plain", is_text=True
     )
-    return _accept(dataset_id, name, upload, asked, access, runner)
+    return _accept(dataset_id, name, upload, asked, access)
 
 
 def _check_text(asked: DocumentByText, limits: Limits) -> None:
@@ -73,9 +70,7 @@ def _check_text(asked: DocumentByText, limits: Limits) -> None:
 
 @router.post("/document/create-by-file")
 @router.post("/document/create_by_file", include_in_schema=False)
-def create_by_file(
-    dataset_id: str, form: MultipartForm, access: AccessDep, runner: RunnerDep
-) -> dict[str, Any]:
+def create_by_file(dataset_id: str, form: MultipartForm, access: AccessDep) -> dict[str, Any]:
     """Accept a file (multipart: `file`, and settings as JSON in `data`) and index it in the
     background; poll `batch` for progress. Replaces a document of the same name unless
     `duplicate` is false.
@@ -99,7 +94,7 @@ def create_by_file(
         max_bytes=limits.file_bytes,
         max_name_chars=limits.document_name_chars,
     )
-    return _accept(dataset_id, upload.name, upload, asked, access, runner)
+    return _accept(dataset_id, upload.name, upload, asked, access)
 
 
 def _accept(
@@ -108,7 +103,6 @@ def _accept(
     upload: Upload,
     asked: DocumentSettings,
     access: Access,
-    runner: Runner | None,
 ) -> dict[str, Any]:
     # The bytes are kept before the transaction begins, so that no writer waits for a disk.
     blobs = access.resources.blobs
@@ -117,12 +111,16 @@ def _accept(
         with access.writing() as session:
             dataset = access.dataset(session, dataset_id, lock=True)
             row = documents.add_document(session, dataset, name, stored, asked, access.resources)
-            if runner is not None:
-                after_commit(session, runner.wake)
+            _announce(session, row, access.resources.jobs)
             return _answer(session, row, stored)
     except BaseException:
         blobs.delete(stored.blob_key)
         raise
+
+
+def _announce(session: Session, row: Document, jobs: JobQueue) -> None:
+    """Tell the workers of a document that waits, once it does."""
+    after_commit(session, lambda: jobs.index_document(row.id, row.queue))
 
 
 def _answer(session: Session, row: Document, upload: UploadFile | None) -> dict[str, Any]:
@@ -221,30 +219,24 @@ def get_text(dataset_id: str, document_id: str, access: AccessDep) -> Response:
 
 
 @router.delete("/documents/{document_id}", status_code=204)
-def delete_document(
-    dataset_id: str, document_id: str, access: AccessDep, runner: RunnerDep
-) -> Response:
+def delete_document(dataset_id: str, document_id: str, access: AccessDep) -> Response:
     """Delete a document with its segments and index entries."""
     with access.writing() as session:
         dataset = access.dataset(session, dataset_id, lock=True)
         document = access.document(session, dataset, document_id)
         documents.delete_document(session, dataset, document)
-        if runner is not None:
-            after_commit(session, runner.wake)
+        after_commit(session, access.resources.jobs.run_jobs)
     return Response(status_code=204)
 
 
 @router.post("/documents/{document_id}/retry")
-def retry_document(
-    dataset_id: str, document_id: str, access: AccessDep, runner: RunnerDep
-) -> dict[str, Any]:
+def retry_document(dataset_id: str, document_id: str, access: AccessDep) -> dict[str, Any]:
     """Queue a failed document again (ours, beyond the contract)."""
     with access.writing() as session:
         dataset = access.dataset(session, dataset_id, lock=True)
         document = access.document(session, dataset, document_id)
         documents.retry_document(document)
-        if runner is not None:
-            after_commit(session, runner.wake)
+        _announce(session, document, access.resources.jobs)
         session.flush()
         return _answer(session, document, session.get(UploadFile, document.upload_file_id))
 

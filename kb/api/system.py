@@ -9,7 +9,7 @@ from fastapi.responses import JSONResponse
 from sqlalchemy import text
 
 from kb import doctor
-from kb.api.deps import CallerDep, ResourcesDep, RunnerDep, get_resources, query_flag
+from kb.api.deps import CallerDep, ResourcesDep, get_resources, query_flag
 from kb.db import reading
 
 router = APIRouter(tags=["system"])
@@ -32,12 +32,9 @@ def ready(request: Request) -> JSONResponse:
 
 
 @router.post("/v1/doctor")
-def run_doctor(
-    request: Request, caller: CallerDep, resources: ResourcesDep, runner: RunnerDep
-) -> dict[str, Any]:
+def run_doctor(request: Request, caller: CallerDep, resources: ResourcesDep) -> dict[str, Any]:
     """Compare database, index and files; with `?repair=true` heal what differs."""
     caller.needs_whole_workspace("the doctor")
     report = doctor.examine(resources, repair=query_flag(request, "repair"))
-    if runner is not None:
-        runner.wake()
+    resources.jobs.run_jobs()
     return report.shape()

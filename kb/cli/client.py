@@ -128,11 +128,11 @@ def _in_process(target: Target, create: bool) -> Iterator[Client]:
 
     from kb.api.app import create_app
     from kb.client import Client
-    from kb.runner import Runner
+    from kb.runner import runner_for
 
     key = secrets.token_urlsafe()
     with open_data_directory(settings) as (_, resources):
-        app = create_app(resources, runner=Runner(resources), process_key=key)
+        app = create_app(resources, runner=runner_for(resources), process_key=key)
         with ExitStack() as stack:
             stack.callback(_say_what_is_left, resources)
             portal = stack.enter_context(start_blocking_portal())

@@ -132,7 +132,7 @@ def _server(resources: Resources) -> uvicorn.Server:
     import uvicorn
 
     from kb.api.app import create_app
-    from kb.runner import Runner
+    from kb.runner import runner_for
 
     class Server(uvicorn.Server):
         @contextmanager
@@ -142,7 +142,7 @@ def _server(resources: Resources) -> uvicorn.Server:
 
     return Server(
         uvicorn.Config(
-            create_app(resources, runner=Runner(resources)),
+            create_app(resources, runner=runner_for(resources)),
             log_config=None,
             access_log=False,
             lifespan="on",

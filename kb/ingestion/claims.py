@@ -71,6 +71,7 @@ class Claim:
         found: the state in which the last worker left the document.
         staged: the version's segments are stored already.
         run_id: the record of this attempt.
+        queue: where the document waited.
     """
 
     document_id: uuid.UUID
@@ -81,6 +82,7 @@ class Claim:
     found: IndexingStatus
     staged: bool
     run_id: uuid.UUID
+    queue: Queue
 
     def holds(self) -> ColumnElement[bool]:
         """The condition under which this worker may write to the document."""
@@ -209,7 +211,12 @@ def _take(
             lease_expires_at=now() + timedelta(seconds=lease_s),
             attempts=Document.attempts + 1,
         )
-        .returning(Document.pending_version, Document.attempts, Document.indexing_status)
+        .returning(
+            Document.pending_version,
+            Document.attempts,
+            Document.indexing_status,
+            Document.queue,
+        )
         .execution_options(synchronize_session=False)
     ).one()
     assert row[0] is not None
@@ -227,6 +234,7 @@ def _take(
         row[2],
         staged_at is not None,
         uuid.uuid4(),
+        row[3],
     )
     _start(session, claim)
     return claim
