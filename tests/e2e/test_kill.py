@@ -267,7 +267,7 @@ def test_a_server_killed_at_random_moments_ends_up_like_one_that_never_was(
         f"{np.median(starts):.2f} s; {len(embedded)} texts embedded"
     )
     assert len(kills) == ROUNDS
-    assert sum(kill.unfinished > 0 for kill in kills) >= ROUNDS * 0.9
+    assert sum(kill.unfinished > 0 for kill in kills) >= ROUNDS * 0.75
     for kill in kills:
         again = {h[:16] for h in kill.cached} & set(embedded_in(log[kill.log_chars :]))
         assert not again, "these were in the cache when the process was killed"
@@ -292,7 +292,7 @@ def rounds_of_kills(
         moment = len(kills) % 5
         if moment == 4:  # before it can answer, or just then
             server.start(ready=False)
-            time.sleep(chance.uniform(0.2, 2.0))
+            time.sleep(chance.uniform(0.2, 1.2))
         else:
             starts.append(server.start())
             if not client.datasets:

@@ -218,21 +218,45 @@ def test_a_late_write_of_an_older_version_does_not_expose_the_point_to_an_older_
 ) -> None:
     """Version 2 is overtaken by 3, which holds the same text; then the writer of 2 awakes."""
     dataset = lab.dataset()
-    lab.add(dataset, "d", "first")
+    lab.add(dataset, "d", "first words")
     lab.settle()
-    lab.add(dataset, "d", "shared\nonly in two")
+    lab.add(dataset, "d", "shared words\nsecond words")
     late = lab.claim("late")
 
     def overtaken(_points: object) -> None:
         lab.index.before_upsert = lambda points: None
-        lab.add(dataset, "d", "shared\nonly in three")
+        lab.add(dataset, "d", "shared words\nthird words")
         lab.ingest(lab.claim("w2"))
 
     lab.index.before_upsert = overtaken
-    lab.ingest(late)  # writes the points of "shared" and "only in two", as of version 2
+    lab.ingest(late)  # writes the points of "shared words" and "second words", as of version 2
     assert "delete_points" in [j.kind for j in lab.waiting_jobs()]
     lab.jobs()
-    assert lab.found(dataset, "shared")[0] == "shared"
+    assert lab.found(dataset, "shared")[0] == "shared words"
+    lab.assert_index_is_what_sql_says(dataset)
+
+
+def test_nor_does_one_that_nobody_takes_back(lab: Lab) -> None:
+    """As before, but the process dies right after the late write."""
+    dataset = lab.dataset()
+    lab.add(dataset, "d", "first words")
+    lab.settle()
+    lab.add(dataset, "d", "shared words\nsecond words")
+    late = lab.claim("late")
+
+    def overtaken(_points: object) -> None:
+        lab.index.before_upsert = lambda points: None
+        lab.add(dataset, "d", "shared words\nthird words")
+        lab.ingest(lab.claim("w2"))
+        lab.index.after_upsert = dies
+
+    lab.index.before_upsert = overtaken
+    with pytest.raises(Killed):
+        lab.ingest(late)
+    lab.index.after_upsert = lambda points: None
+    lab.restart()
+    lab.settle()
+    assert lab.found(dataset, "shared")[0] == "shared words"
     lab.assert_index_is_what_sql_says(dataset)
 
 
