@@ -30,7 +30,7 @@ from kb.retrieval.types import (
 
 _FIRST_DEPTH = 50
 """Legs are read at least so deep; a child below it is listed only as its parent's best."""
-_DEEPER = 4
+_DEEPER = 2
 _ROUNDING = 1e-6
 """The final scores that two calls of an index lead to for one point differ by less."""
 
