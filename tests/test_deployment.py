@@ -315,16 +315,13 @@ def test_the_health_checks_are_python_that_compiles(
 ) -> None:
     check = re.search(r"CMD (\[.*\])", instructions("HEALTHCHECK")[0])
     assert check is not None
-    tests = [json.loads(check[1])]
-    tests += [
-        s["healthcheck"]["test"][1:]
-        for s in services.values()
-        if s["user"] == "10001:10001" and s["healthcheck"].get("test", [""])[0] == "CMD"
-    ]
-    assert len(tests) >= 3
-    for test in tests:
-        assert test[:2] == ["python", "-c"]
-        compile(test[2], "healthcheck", "exec")
+    commands = [json.loads(check[1])]
+    commands += [service["healthcheck"].get("test", ["none"])[1:] for service in services.values()]
+    python = [command for command in commands if command[:1] == ["python"]]
+    assert len(python) == 3
+    for command in python:
+        assert command[1] == "-c"
+        compile(command[2], "healthcheck", "exec")
 
 
 def test_the_build_reads_the_dependencies_of_the_project(

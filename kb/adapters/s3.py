@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import SecretStr
 
 from kb.adapters.blob_checks import check_blob_key, is_blob_key
-from kb.errors import NotFound, ProviderNotInitialized, StoreUnavailable
+from kb.errors import Misconfigured, NotFound, StoreUnavailable
 from kb.settings import Blobs
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class S3Blobs:
     here; a rule of the bucket (AbortIncompleteMultipartUpload) removes them.
 
     Raises:
-        ProviderNotInitialized: boto3 is not installed.
+        Misconfigured: boto3 is not installed.
         ValueError: no bucket is named, or the SDK does not take an option.
     """
 
@@ -176,7 +176,7 @@ def _client(options: Blobs) -> S3Client:
         import boto3
         from botocore.config import Config
     except ImportError as exc:
-        raise ProviderNotInitialized(
+        raise Misconfigured(
             "KB_BLOBS__BUCKET is set, but boto3 is not installed; "
             "install it with: pip install 'kb-engine[service]'"
         ) from exc
