@@ -17,12 +17,17 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from starlette.testclient import TestClient
 
 from kb.adapters.localfs import LocalBlobs
 from kb.adapters.s3 import S3Blobs
+from kb.api.app import create_app
 from kb.errors import NotFound, StoreUnavailable
 from kb.ports import BlobStore
+from kb.runner import Runner
 from kb.settings import Blobs
+from kb.wiring import open_resources
+from tests.kb.server import KEY, add_dataset, add_text, test_settings, wait
 from tests.s3 import Line, S3Server, busy, cut, dropped, refused, s3_server
 
 OPEN_LOCAL = """
@@ -516,3 +521,46 @@ def test_half_a_pair_of_credentials_is_refused() -> None:
         Blobs(bucket="books", kms_key_id="key")
     with pytest.raises(ValueError, match="KB_BLOBS__BUCKET"):
         S3Blobs(Blobs())
+
+
+# --- the choice -------------------------------------------------------------------------------
+
+
+@pytest.mark.integration
+def test_a_process_whose_settings_name_a_bucket_keeps_its_files_there(
+    s3: S3Server, tmp_path: Path
+) -> None:
+    options = s3.options()
+    with open_resources(test_settings(tmp_path / "data", blobs=options)) as resources:
+        app = create_app(resources, runner=Runner(resources), process_key=KEY)
+        with TestClient(app, headers={"Authorization": f"Bearer {KEY}"}) as client:
+            dataset = add_dataset(client, indexing_technique="economy")
+            created = add_text(client, dataset, "poem.txt", "The harbour sleeps.")
+            assert wait(client, dataset, created) == "completed"
+            kept = list(resources.blobs.keys())
+            assert [key.split("/")[0] for key in kept] == ["texts", "uploads"]
+            assert client.post("/v1/doctor").json()["healthy"]
+            (upload,) = resources.blobs.keys("uploads/")
+            resources.blobs.delete(upload)
+            lost = client.post("/v1/doctor").json()["lost_files"]
+            assert [upload in line for line in lost] == [True]
+    assert not (tmp_path / "data" / "blobs").exists()
+
+
+def test_a_bucket_without_the_extra_says_what_to_install() -> None:
+    code = (
+        "import sys; sys.modules['boto3'] = None\n"
+        "from kb.adapters.s3 import S3Blobs\n"
+        "from kb.errors import Misconfigured\n"
+        "from kb.settings import Blobs\n"
+        "try:\n    S3Blobs(Blobs(bucket='books'))\n"
+        "except Misconfigured as exc:\n    print(exc)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[2],
+        check=True,
+    )
+    assert "pip install 'kb-engine[service]'" in done.stdout
