@@ -46,7 +46,7 @@ from tests.kb.server import test_settings
 
 pytestmark = pytest.mark.integration
 
-ALL = 10_000
+ALL = 1000
 """A top_k beyond every dataset of these tests."""
 
 
@@ -63,7 +63,7 @@ class World:
         self.resources = replace(opened, embedders=lambda name: {SPACE.name: self.embedder}[name])
         self.build = build = Builder(self.resources, seed=11)
         self.ten = [flat_corpus(build, f"ten-{i}", documents=1, dead=1) for i in range(10)]
-        self.flat = flat_corpus(build, "flat", documents=60, dead=12)
+        self.flat = flat_corpus(build, "flat", documents=45, dead=12)
         self.tree = tree_corpus(build)
         self.economy = flat_corpus(build, "economy", documents=6, dead=5, economy=True)
 
@@ -96,7 +96,7 @@ class World:
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+def world(database: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     with open_resources(test_settings(tmp_path_factory.mktemp("retrieval") / "data")) as opened:
         yield World(opened)
 
@@ -163,7 +163,7 @@ thresholds = st.none() | st.floats(0, 1)
 # -- the same as brute force
 
 
-@settings(max_examples=150)
+@settings(max_examples=80)
 @given(queries, groups, methods, weights, top_ks | st.just(ALL), thresholds)
 def test_the_answer_is_that_of_brute_force_over_every_live_text(
     world: World,
@@ -179,7 +179,7 @@ def test_the_answer_is_that_of_brute_force_over_every_live_text(
     assert_best(world.ask(corpora, query, asked, depth=1000), corpora, query, asked)
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(queries, groups, weights, top_ks | st.just(ALL), st.integers(1, 60))
 def test_a_hybrid_query_takes_the_best_of_each_leg_down_to_the_candidate_depth(
     world: World, query: str, group: str, weights: Weights, top_k: int, depth: int
@@ -190,7 +190,7 @@ def test_a_hybrid_query_takes_the_best_of_each_leg_down_to_the_candidate_depth(
     assert_best(hits, corpora, query, asked, depth=depth)
 
 
-@settings(max_examples=50)
+@settings(max_examples=40)
 @given(queries, groups, methods, weights, top_ks, top_ks, thresholds)
 def test_results_for_k_are_a_prefix_of_those_for_a_larger_k(
     world: World,
@@ -231,7 +231,7 @@ def shown(hits: Sequence[Hit]) -> list[tuple[Any, ...]]:
     ]
 
 
-@settings(max_examples=50)
+@settings(max_examples=40)
 @given(queries, groups, methods, weights, top_ks, st.data())
 def test_raising_the_threshold_only_takes_the_worst_away(
     world: World,
