@@ -7,17 +7,17 @@ import os
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
-from sqlalchemy import select
+from sqlalchemy import select, text
 from sqlalchemy.orm import Session
 
 from kb.adapters.in_process_queue import InProcessQueue
 from kb.adapters.local_embedder import LocalEmbedder
 from kb.adapters.localfs import LocalBlobs
 from kb.adapters.qdrant_edge import QdrantEdgeIndex
-from kb.db import Pool, Sessions, exclusive, open_database, transaction
-from kb.errors import Misconfigured, ProviderNotInitialized
+from kb.db import Pool, Sessions, exclusive, lock_key, open_database, transaction
+from kb.errors import DataDirectoryInUse, Misconfigured, ProviderNotInitialized
 from kb.migrations import upgrade
 from kb.models import Member, Workspace
 from kb.ports import BlobStore, JobQueue, SegmentIndex
@@ -39,31 +39,39 @@ def open_resources(settings: Settings) -> Iterator[Resources]:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     check_service(settings)
     settings.data_dir.mkdir(parents=True, exist_ok=True)
-    sessions = _open_sessions(settings)
-    upgrade(sessions.engine)
-    workspace_id, owner_id = _first_workspace(sessions)
-    index = _open_index(settings)
-    blobs = _open_blobs(settings)
-    jobs = _open_queue(settings)
-    embedder = LocalEmbedder(
-        settings.embedding.model_path,
-        cache_dir=settings.embedding.cache_dir or settings.data_dir / "models",
-        threads=settings.embedding.threads,
-        batch_size=settings.embedding.batch_size,
-        niceness=settings.embedding.niceness,
-    )
-    pool = ThreadPoolExecutor(settings.retrieval.threads, thread_name_prefix="kb-leg")
-
-    def embedder_of(space_name: str) -> Embedder:
-        if space_name == embedder.id:
-            return embedder
-        raise ProviderNotInitialized(
-            f"no embedding model is configured for the space {space_name!r}; this process has "
-            f"{embedder.id!r}. Set KB_EMBEDDING__MODEL_PATH to the model that filled it"
+    with ExitStack() as stack:
+        sessions = _open_sessions(settings)
+        stack.callback(sessions.close)
+        if settings.redis_url is None:
+            stack.enter_context(_alone(sessions))
+        upgrade(sessions.engine)
+        workspace_id, owner_id = _first_workspace(sessions)
+        blobs = _open_blobs(settings)
+        stack.callback(blobs.close)
+        index = _open_index(settings)
+        stack.callback(index.close)
+        embedder = LocalEmbedder(
+            settings.embedding.model_path,
+            cache_dir=settings.embedding.cache_dir or settings.data_dir / "models",
+            threads=settings.embedding.threads,
+            batch_size=settings.embedding.batch_size,
+            niceness=settings.embedding.niceness,
         )
+        stack.callback(embedder.close)
+        pool = ThreadPoolExecutor(settings.retrieval.threads, thread_name_prefix="kb-leg")
+        stack.callback(pool.shutdown, wait=True)
+        jobs = _open_queue(settings)
+        stack.callback(jobs.close)
 
-    model = settings.embedding.model_path
-    try:
+        def embedder_of(space_name: str) -> Embedder:
+            if space_name == embedder.id:
+                return embedder
+            raise ProviderNotInitialized(
+                f"no embedding model is configured for the space {space_name!r}; this process has "
+                f"{embedder.id!r}. Set KB_EMBEDDING__MODEL_PATH to the model that filled it"
+            )
+
+        model = settings.embedding.model_path
         yield Resources(
             settings=settings,
             sessions=sessions,
@@ -77,13 +85,6 @@ def open_resources(settings: Settings) -> Iterator[Resources]:
             workspace_id=workspace_id,
             owner_id=owner_id,
         )
-    finally:
-        jobs.close()
-        pool.shutdown(wait=True)
-        embedder.close()
-        index.close()
-        blobs.close()
-        sessions.close()
 
 
 def check_service(settings: Settings) -> None:
@@ -117,6 +118,31 @@ def _open_sessions(settings: Settings) -> Sessions:
         return open_database(settings.sqlalchemy_url, pool)
     except ValueError as exc:
         raise Misconfigured(f"KB_DATABASE_URL: {exc}") from exc
+
+
+@contextmanager
+def _alone(sessions: Sessions) -> Iterator[None]:
+    """Hold a server's database as the one process that works on its documents.
+
+    A database in the data directory needs no such lock: the directory has one.
+
+    Raises:
+        DataDirectoryInUse: another process without KB_REDIS_URL holds it.
+    """
+    if sessions.engine.dialect.name != "postgresql":
+        yield
+        return
+    with sessions.engine.connect() as connection:
+        connection.detach()  # not the pool's any more: closing it lets the lock go
+        key = {"key": lock_key("sole process")}
+        held = connection.scalar(text("SELECT pg_try_advisory_lock(:key)"), key)
+        connection.commit()
+        if not held:
+            raise DataDirectoryInUse(
+                "another process works on the documents of this database; stop it, or set "
+                "KB_REDIS_URL and KB_QDRANT__URL for all of them, so that any number can share it"
+            )
+        yield
 
 
 def _open_queue(settings: Settings) -> JobQueue:

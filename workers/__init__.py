@@ -1,1 +1,1 @@
-"""Background processes for the service size; importing this package starts nothing."""
+"""The processes of the service size: the Celery app, its tasks and its clock."""

@@ -10,7 +10,9 @@ from uuid import UUID
 
 from celery import Celery
 from kombu.exceptions import ChannelError, KombuError
+from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
+from redis.retry import Retry
 
 from kb.errors import Misconfigured
 from kb.ports import Queue
@@ -50,7 +52,10 @@ def celery_config(url: str, redis: Redis) -> dict[str, Any]:
     if redis.sentinel_master is not None:
         transport["master_name"] = redis.sentinel_master
         transport["min_other_sentinels"] = 0
-        transport["sentinel_kwargs"] = {"socket_connect_timeout": redis.connect_timeout_s}
+        transport["sentinel_kwargs"] = {
+            "socket_connect_timeout": redis.connect_timeout_s,
+            "retry": Retry(NoBackoff(), 0),  # when one sentinel is silent, the next is asked
+        }
         if redis.sentinel_password is not None:
             password = redis.sentinel_password.get_secret_value()
             transport["sentinel_kwargs"]["password"] = password

@@ -17,15 +17,20 @@ class DataDirectory:
 
     The lock is the operating system's: it goes with the process, however that ends.
 
+    Args:
+        url: where this process can be reached.
+        shared: other processes may use it, too: nothing in it belongs to one alone. No lock then.
     Raises:
         DataDirectoryInUse: another process holds it; the message names it and what to do.
     """
 
-    def __init__(self, path: Path, *, url: str | None = None) -> None:
+    def __init__(self, path: Path, *, url: str | None = None, shared: bool = False) -> None:
         path.mkdir(parents=True, exist_ok=True)
         self.path = path
         self._holder = path / "holder.json"
         self._lock = FileLock(path / "lock", timeout=0)
+        if shared:
+            return
         try:
             self._lock.acquire()
         except Timeout as exc:
@@ -34,7 +39,8 @@ class DataDirectory:
 
     def announce(self, url: str | None) -> None:
         """Write down who holds the directory and where it can be reached."""
-        self._holder.write_text(json.dumps({"pid": os.getpid(), "url": url}))
+        if self._lock.is_locked:
+            self._holder.write_text(json.dumps({"pid": os.getpid(), "url": url}))
 
     def close(self) -> None:
         """Let go; repeats safely."""

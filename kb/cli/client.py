@@ -83,7 +83,8 @@ def open_data_directory(settings: Settings) -> Iterator[tuple[DataDirectory, Res
 
     with ExitStack() as stack:
         try:
-            directory = stack.enter_context(DataDirectory(settings.data_dir))
+            shared = settings.redis_url is not None
+            directory = stack.enter_context(DataDirectory(settings.data_dir, shared=shared))
             resources = stack.enter_context(open_resources(settings))
         except KBError as exc:
             raise CliError(exc.message) from exc

@@ -1,0 +1,84 @@
+"""`kb worker`: a process of the service size, which is started by its name."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import NoReturn
+
+import click
+
+from kb.cli.client import load_settings
+from kb.cli.options import CliError, Target, examples, target_options
+
+_QUEUES = ("interactive", "bulk", "maintenance")
+
+
+@click.command(
+    epilog=examples(
+        "kb worker --concurrency 4",
+        "kb worker --queues interactive --pool threads",
+        "kb worker --queues bulk,maintenance",
+    )
+)
+@click.option(
+    "--pool",
+    type=click.Choice(["prefork", "threads"]),
+    default="prefork",
+    show_default=True,
+    help="Processes, each with a model of its own; or threads that share one.",
+)
+@click.option(
+    "--concurrency",
+    type=click.IntRange(1, 256),
+    metavar="N",
+    help="Documents in work at once.  [default: one for each processor]",
+)
+@click.option(
+    "--queues",
+    default=",".join(_QUEUES),
+    show_default=True,
+    metavar="NAMES",
+    help="Which queues to serve: small files, large files, everything else.",
+)
+@click.option("--name", metavar="NAME", help="Name among the workers.  [default: celery@HOST]")
+@target_options(network=False)
+@click.pass_obj
+def worker(
+    target: Target, pool: str, concurrency: int | None, queues: str, name: str | None
+) -> None:
+    """Work on documents, together with any number of other workers.
+
+    Needs KB_REDIS_URL, KB_DATABASE_URL and KB_QDRANT__URL, the same as for `kb serve`. SIGTERM or
+    Ctrl-C ends the process cleanly: documents in work are handed back after the batch that is
+    under way, and another worker goes on with them. Keep one `kb beat` running beside the workers.
+    """
+    asked = [part.strip() for part in queues.split(",") if part.strip()]
+    unknown = [part for part in asked if part not in _QUEUES]
+    if unknown or not asked:
+        raise CliError(
+            f"no queue {', '.join(map(repr, unknown or [queues]))}; known: {', '.join(_QUEUES)}"
+        )
+    count = concurrency or os.cpu_count() or 1
+    _share_processors(pool, count)
+    arguments = [f"--pool={pool}", f"--concurrency={count}", f"--queues={','.join(asked)}"]
+    if name is not None:
+        arguments.append(f"--hostname={name if '@' in name else f'{name}@%h'}")
+    become(target, "worker", [*arguments, "--without-mingle"])
+
+
+def _share_processors(pool: str, count: int) -> None:
+    """Each child process embeds with its share of the processors, unless told otherwise."""
+    if pool == "prefork":
+        threads = max(1, (os.cpu_count() or 1) // count)
+        os.environ.setdefault("KB_EMBEDDING__THREADS", str(threads))
+
+
+def become(target: Target, command: str, arguments: list[str]) -> NoReturn:
+    """This process becomes `python -m workers ...`, so that signals reach that."""
+    load_settings(target)  # a mistake in them is told in one line
+    if target.data_dir is not None:
+        os.environ["KB_DATA_DIR"] = str(target.data_dir)
+    program = [sys.executable, "-m", "workers", command, *arguments]
+    sys.stdout.flush()
+    os.execv(sys.executable, program)
