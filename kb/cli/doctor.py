@@ -14,7 +14,7 @@ _FINDINGS = {
     "missing": "points that the index lacks",
     "stale": "points with another text than the database",
     "extra": "points that nothing stands for",
-    "lost_files": "documents whose file is gone",
+    "lost_files": "lost files of documents",
     "orphan_files": "files that nothing stands for",
 }
 _BEYOND_REPAIR = "lost_files"

@@ -18,7 +18,7 @@ from kb.retrieval.analysis import terms_of_query
 from kb.retrieval.candidates import Plan, Pool, gather
 from kb.retrieval.fusion import Weights
 from kb.retrieval.legs import Leg, Search, read_legs, start
-from kb.retrieval.rows import load
+from kb.retrieval.rows import hold_snapshot, load
 from kb.retrieval.types import (
     ChildHit,
     Explanation,
@@ -61,6 +61,7 @@ def retrieve(
     plans = _plans(datasets, settings)
     if not query.strip() or not plans:
         return Retrieved((), clock.stages)
+    hold_snapshot(session)
     question = _Question(query, plans, resources)
     depth = max(_FIRST_DEPTH, 4 * settings.top_k)
     pools: dict[UUID, Pool] = {}
