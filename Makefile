@@ -31,8 +31,11 @@ demo: install  ## Ingest the examples and ask some questions
 services:  ## Install PostgreSQL and Redis for the tests, where we may (Debian, as root)
 	@.ci/services
 
+# Databases of tests live in memory where there is such a place: every commit waits for the disk.
 test: install services  ## Run all tests
-	@$(BIN)/python -m pytest --cov --cov-report=term $(ARGS)
+	@tests=$$(mktemp -d /dev/shm/kb-tests-XXXXXX 2>/dev/null || mktemp -d); trap 'rm -rf "$$tests"' EXIT; \
+		$(BIN)/python -m pytest --numprocesses=auto --dist=loadfile --basetemp="$$tests/tmp" \
+		--cov --cov-report=term $(ARGS)
 
 lint: install  ## Check style
 	@$(BIN)/ruff check .
