@@ -9,10 +9,11 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 
 from sqlalchemy import insert, select, update
 
-from kb.db import Sessions, now, transaction
+from kb.db import Sessions, now, retried, transaction
 from kb.models import Dataset, DatasetQuery, Segment
 
 log = logging.getLogger("kb.query_log")
@@ -70,7 +71,7 @@ class QueryLog:
         with self._lock:
             pending, self._pending = self._pending, []
         if pending:
-            _write(self._sessions, pending)
+            retried(partial(_write, self._sessions, pending))
 
     def close(self) -> None:
         """Write the rest and stop; repeats safely."""
@@ -107,7 +108,8 @@ def _write(sessions: Sessions, pending: Sequence[Asked]) -> None:
         ]
         if rows:
             session.execute(insert(DatasetQuery), rows)
-        for segment_id, count in hits.items():
+        # In order of the id: two processes that count the same hits do not wait for each other.
+        for segment_id, count in sorted(hits.items()):
             session.execute(
                 update(Segment)
                 .where(Segment.id == segment_id)

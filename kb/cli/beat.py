@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from kb.cli.client import load_settings
 from kb.cli.options import Target, examples, target_options
 from kb.cli.worker import become
 
@@ -16,4 +17,5 @@ def beat(target: Target) -> None:
 
     One is enough; a second does no harm. It keeps no state.
     """
+    load_settings(target)  # a mistake in them is told in one line
     become(target, "beat", [])

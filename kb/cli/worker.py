@@ -60,23 +60,18 @@ def worker(
             f"no queue {', '.join(map(repr, unknown or [queues]))}; known: {', '.join(_QUEUES)}"
         )
     count = concurrency or os.cpu_count() or 1
-    _share_processors(pool, count)
+    settings = load_settings(target)  # a mistake in them is told in one line
+    if pool == "prefork" and "threads" not in settings.embedding.model_fields_set:
+        # Each child process embeds with its share of the processors.
+        os.environ["KB_EMBEDDING__THREADS"] = str(max(1, (os.cpu_count() or 1) // count))
     arguments = [f"--pool={pool}", f"--concurrency={count}", f"--queues={','.join(asked)}"]
     if name is not None:
         arguments.append(f"--hostname={name if '@' in name else f'{name}@%h'}")
     become(target, "worker", [*arguments, "--without-mingle"])
 
 
-def _share_processors(pool: str, count: int) -> None:
-    """Each child process embeds with its share of the processors, unless told otherwise."""
-    if pool == "prefork":
-        threads = max(1, (os.cpu_count() or 1) // count)
-        os.environ.setdefault("KB_EMBEDDING__THREADS", str(threads))
-
-
 def become(target: Target, command: str, arguments: list[str]) -> NoReturn:
     """This process becomes `python -m workers ...`, so that signals reach that."""
-    load_settings(target)  # a mistake in them is told in one line
     if target.data_dir is not None:
         os.environ["KB_DATA_DIR"] = str(target.data_dir)
     program = [sys.executable, "-m", "workers", command, *arguments]

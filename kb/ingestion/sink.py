@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
-from kb.db import Sessions, after_commit, now, reading, shared, transaction
+from kb.db import Sessions, after_commit, now, reading, retried, shared, transaction
 from kb.ingestion.claims import Claim, LeaseLost, hold_dataset
 from kb.ingestion.points import Embed, Leaf, find_average, write_leaves
 from kb.ingestion.staging import (
@@ -107,25 +108,26 @@ class DocumentSink:
             text_key = f"texts/{self._claim.document_id}/{self._claim.version}"
             self._blobs.put(text_key, chunked.source_text.encode("utf-8", "surrogatepass"))
         try:
-            with transaction(self._sessions) as session:
-                unset = find_average(session, self._claim.dataset_id) is None
-                hold_dataset(session, self._claim.dataset_id, to_change=unset)
-                self._claim.move(
-                    session,
-                    IndexingStatus.INDEXING,
-                    attempts=0,  # progress: what crashes from here on is not the file's doing
-                    **self.stage_times,
-                )
-                self._stage_rows(session, rows)
-                session.execute(
-                    self._version_update().values(
-                        staged_at=now(), text_key=text_key, warnings=list(chunked.warnings)
-                    )
-                )
+            retried(partial(self._commit_stage, rows, text_key, list(chunked.warnings)))
         except LeaseLost:
             self._drop_text(text_key)
             raise
         self._staged = True
+
+    def _commit_stage(self, rows: Rows, text_key: str | None, warnings: list[Any]) -> None:
+        with transaction(self._sessions) as session:
+            unset = find_average(session, self._claim.dataset_id) is None
+            hold_dataset(session, self._claim.dataset_id, to_change=unset)
+            self._claim.move(
+                session,
+                IndexingStatus.INDEXING,
+                attempts=0,  # progress: what crashes from here on is not the file's doing
+                **self.stage_times,
+            )
+            self._stage_rows(session, rows)
+            session.execute(
+                self._version_update().values(staged_at=now(), text_key=text_key, warnings=warnings)
+            )
 
     def _stage_rows(self, session: Session, rows: Rows) -> None:
         version = self._claim.version
@@ -254,7 +256,7 @@ class DocumentSink:
                 "the pipeline ended without storing anything; end it with an index node",
                 code="nothing_indexed",
             )
-        while not self._switch_if_indexed(also):
+        while not retried(partial(self._switch_if_indexed, also)):
             self.index_pending()
 
     def _switch_if_indexed(self, also: Callable[[Session], None]) -> bool:
