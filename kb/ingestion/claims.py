@@ -5,8 +5,8 @@ from __future__ import annotations
 import uuid
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
-from functools import partial
+from datetime import timedelta
+from functools import cache, partial
 from typing import Any
 
 from sqlalchemy import (
@@ -15,6 +15,7 @@ from sqlalchemy import (
     CursorResult,
     Select,
     and_,
+    bindparam,
     case,
     exists,
     func,
@@ -43,6 +44,22 @@ SUSPECT = 2
 on alone, so that it takes nothing else with it."""
 
 IN_WORK = tuple(status for status in UNFINISHED if status is not IndexingStatus.WAITING)
+_FOUND = (
+    Document.id,
+    Document.pending_version,
+    Document.attempts,
+    Document.indexing_status,
+    Document.queue,
+    select(DocumentVersion.staged_at)
+    .where(
+        DocumentVersion.document_id == Document.id,
+        DocumentVersion.number == Document.pending_version,
+    )
+    .scalar_subquery()
+    .label("staged_at"),
+)
+"""What a claim has to know of a document."""
+
 _COMES_AFTER: dict[IndexingStatus, tuple[IndexingStatus, ...]] = {
     IndexingStatus.WAITING: IN_WORK,
     IndexingStatus.PARSING: UNFINISHED,
@@ -93,7 +110,7 @@ class Claim:
         )
 
     def move(self, session: Session, status: IndexingStatus, **values: Any) -> None:
-        """Bring the document into another state, under the lease; the only way to do so.
+        """Bring the document into another state, under the lease; the only way after the claim.
 
         Raises:
             LeaseLost: the claim does not hold any more; roll back.
@@ -113,6 +130,7 @@ class Claim:
             update(Document)
             .where(self.holds(), Document.indexing_status.in_(states))
             .values(**values)
+            .execution_options(synchronize_session=False)
         )
         assert isinstance(changed, CursorResult)
         if changed.rowcount != 1:
@@ -139,15 +157,12 @@ def claim_next(
             itself, no suspect is taken, and while a suspect is in work, nothing is.
         queues: where to look; the first that has a document counts.
     """
-    at = now()
-    together = {owner, *colleagues}
     for queue in queues:
+        asked = {"queue": queue, "at": now(), "together": [owner, *colleagues]}
         with reading(sessions) as session:
-            datasets = session.scalars(_turns(queue, _claimable(at, together))).all()
+            datasets = session.scalars(_turns(), asked).all()
         for dataset_id in datasets:
-            claim = retried(
-                partial(_claim_in, sessions, dataset_id, queue, owner, at, lease_s, together)
-            )
+            claim = retried(partial(_take, sessions, _next_in(), asked, dataset_id, owner, lease_s))
             if claim is not None:
                 return claim
     return None
@@ -166,30 +181,14 @@ def claim_document(
         dataset_id = session.scalar(select(Document.dataset_id).where(Document.id == document_id))
     if dataset_id is None:
         return None
-    free = and_(Document.id == document_id, _claimable(now(), {owner, *colleagues}))
-    with transaction(sessions) as session:
-        hold_dataset(session, dataset_id)
-        return _take(session, select(Document.id).where(free), dataset_id, owner, lease_s)
-
-
-def _claim_in(
-    sessions: Sessions,
-    dataset_id: uuid.UUID,
-    queue: Queue,
-    owner: str,
-    at: datetime,
-    lease_s: float,
-    together: Collection[str],
-) -> Claim | None:
-    free = _in_order(queue, dataset_id, _claimable(at, together)).limit(1)
-    with transaction(sessions) as session:
-        hold_dataset(session, dataset_id)
-        return _take(session, free, dataset_id, owner, lease_s)
+    asked = {"document_id": document_id, "at": now(), "together": [owner, *colleagues]}
+    return _take(sessions, _this_one(), asked, dataset_id, owner, lease_s)
 
 
 def _take(
-    session: Session,
+    sessions: Sessions,
     free: Select[Any],
+    asked: dict[str, Any],
     dataset_id: uuid.UUID,
     owner: str,
     lease_s: float,
@@ -198,45 +197,23 @@ def _take(
 
     The same transaction starts the record of the attempt and shows the first stage.
     """
-    document_id = session.scalar(
-        free.with_for_update(of=Document, skip_locked=True, key_share=True)
-    )
-    if document_id is None:
-        return None
-    row = session.execute(
-        update(Document)
-        .where(Document.id == document_id)
-        .values(
-            lease_owner=owner,
-            lease_expires_at=now() + timedelta(seconds=lease_s),
-            attempts=Document.attempts + 1,
+    with transaction(sessions) as session:
+        hold_dataset(session, dataset_id)
+        row = session.execute(free, asked | {"dataset_id": dataset_id}).one_or_none()
+        if row is None:
+            return None
+        claim = Claim(
+            row.id,
+            dataset_id,
+            row.pending_version,
+            owner,
+            row.attempts + 1,
+            row.indexing_status,
+            row.staged_at is not None,
+            uuid.uuid4(),
+            row.queue,
         )
-        .returning(
-            Document.pending_version,
-            Document.attempts,
-            Document.indexing_status,
-            Document.queue,
-        )
-        .execution_options(synchronize_session=False)
-    ).one()
-    assert row[0] is not None
-    staged_at = session.scalar(
-        select(DocumentVersion.staged_at).where(
-            DocumentVersion.document_id == document_id, DocumentVersion.number == row[0]
-        )
-    )
-    claim = Claim(
-        document_id,
-        dataset_id,
-        row[0],
-        owner,
-        row[1],
-        row[2],
-        staged_at is not None,
-        uuid.uuid4(),
-        row[3],
-    )
-    _start(session, claim)
+        _start(session, claim, lease_s)
     return claim
 
 
@@ -244,30 +221,53 @@ def waiting_documents(session: Session, queue: Queue, limit: int) -> Sequence[uu
     """Documents of a queue that anybody may take at this moment."""
     return session.scalars(
         select(Document.id)
-        .where(Document.queue == queue, text(UNFINISHED_SQL), _claimable(now(), ()))
-        .limit(limit)
+        .where(Document.queue == queue, text(UNFINISHED_SQL), _claimable())
+        .limit(limit),
+        {"at": now(), "together": []},
     ).all()
 
 
-def _in_order(queue: Queue, dataset_id: Any, claimable: ColumnElement[bool]) -> Select[Any]:
+# The statements below are built once: building one takes longer than the database needs for it.
+# Their parameters are `queue`, `dataset_id` or `document_id`, `at` and `together` (owners).
+
+
+@cache
+def _this_one() -> Select[Any]:
+    """A document, if it may be taken."""
+    return _leasable(select(*_FOUND).where(Document.id == bindparam("document_id"), _claimable()))
+
+
+@cache
+def _next_in() -> Select[Any]:
+    """The next document of a dataset."""
+    return _leasable(_in_order(bindparam("dataset_id"), *_FOUND).limit(1))
+
+
+def _leasable(found: Any) -> Select[Any]:
+    leasable: Select[Any] = found.with_for_update(of=Document, skip_locked=True, key_share=True)
+    return leasable
+
+
+def _in_order(dataset_id: Any, *columns: Any) -> Select[Any]:
     """The documents of a dataset that may be taken, as `ix_documents_turn` has them."""
     return (
-        select(Document.id)
-        .where(Document.queue == queue, Document.dataset_id == dataset_id)
-        .where(text(UNFINISHED_SQL), claimable)
+        select(*columns)
+        .where(Document.queue == bindparam("queue"), Document.dataset_id == dataset_id)
+        .where(text(UNFINISHED_SQL), _claimable())
         .order_by(Document.attempts, Document.queued_at, Document.position)
     )
 
 
-def _turns(queue: Queue, claimable: ColumnElement[bool]) -> Select[Any]:
+@cache
+def _turns() -> Select[Any]:
     """Datasets with a document to take, the one whose turn it is first; at most 16.
 
     The time this takes grows with the datasets that have documents waiting, not with those
     documents: each dataset is found by one step in the index, and so is its next document.
     """
-    queued = _queued_datasets(queue)
+    queued = _queued_datasets()
     first = aliased(Document)
-    next_id = _in_order(queue, queued.c.dataset_id, claimable).limit(1).correlate(queued)
+    next_id = _in_order(queued.c.dataset_id, Document.id).limit(1).correlate(queued)
     served = (
         select(Document.processing_started_at)
         .where(Document.dataset_id == queued.c.dataset_id)
@@ -285,7 +285,7 @@ def _turns(queue: Queue, claimable: ColumnElement[bool]) -> Select[Any]:
     in_work = (
         select(Document.dataset_id, Dataset.workspace_id, func.count().label("documents"))
         .join(Dataset, Dataset.id == Document.dataset_id)
-        .where(Document.lease_owner.is_not(None), Document.lease_expires_at >= now())
+        .where(Document.lease_owner.is_not(None), Document.lease_expires_at >= bindparam("at"))
         .group_by(Document.dataset_id, Dataset.workspace_id)
         .cte("in_work")
     )
@@ -313,9 +313,11 @@ def _turns(queue: Queue, claimable: ColumnElement[bool]) -> Select[Any]:
     )
 
 
-def _queued_datasets(queue: Queue) -> CTE:
+def _queued_datasets() -> CTE:
     """Datasets with unfinished documents in a queue, and a NULL; one index step for each."""
-    unfinished = select(Document.dataset_id).where(Document.queue == queue, text(UNFINISHED_SQL))
+    unfinished = select(Document.dataset_id).where(
+        Document.queue == bindparam("queue"), text(UNFINISHED_SQL)
+    )
     first = unfinished.order_by(Document.dataset_id).limit(1).scalar_subquery()
     queued = select(first.label("dataset_id")).cte("queued", recursive=True)
     following = (
@@ -328,8 +330,10 @@ def _queued_datasets(queue: Queue) -> CTE:
     return queued.union_all(select(following).where(queued.c.dataset_id.is_not(None)))
 
 
-def _claimable(at: datetime, together: Collection[str]) -> ColumnElement[bool]:
-    """Documents that may be worked on at this moment by one of these owners."""
+def _claimable() -> ColumnElement[bool]:
+    """Documents that may be worked on at the moment `at` by one of the owners `together`."""
+    at: Any = bindparam("at")
+    together: Any = bindparam("together", expanding=True)
     other = aliased(Document)
     in_work = exists().where(other.lease_owner.in_(together), other.lease_expires_at >= at)
     return and_(
@@ -357,12 +361,32 @@ def hold_dataset(session: Session, dataset_id: uuid.UUID, *, to_change: bool = F
         )
 
 
-def _start(session: Session, claim: Claim) -> None:
+def _start(session: Session, claim: Claim, lease_s: float) -> None:
     at = now()
+    values: dict[str, Any] = {
+        "lease_owner": claim.owner,
+        "lease_expires_at": at + timedelta(seconds=lease_s),
+        "attempts": claim.attempt,
+        "indexing_status": IndexingStatus.INDEXING if claim.staged else IndexingStatus.PARSING,
+    }
+    if not claim.staged:
+        values |= {
+            "processing_started_at": at,
+            "parsing_completed_at": None,
+            "cleaning_completed_at": None,
+            "splitting_completed_at": None,
+        }
+    session.execute(
+        update(Document)
+        .where(Document.id == claim.document_id)
+        .values(**values)
+        .execution_options(synchronize_session=False)
+    )
     session.execute(
         update(PipelineRun)
         .where(PipelineRun.document_id == claim.document_id, PipelineRun.status == "running")
         .values(status="lost", finished_at=at, error="its worker ended without an outcome")
+        .execution_options(synchronize_session=False)
     )
     session.add(
         PipelineRun(
@@ -374,17 +398,6 @@ def _start(session: Session, claim: Claim) -> None:
             started_at=at,
         )
     )
-    if claim.staged:
-        claim.move(session, IndexingStatus.INDEXING)
-    else:
-        claim.move(
-            session,
-            IndexingStatus.PARSING,
-            processing_started_at=at,
-            parsing_completed_at=None,
-            cleaning_completed_at=None,
-            splitting_completed_at=None,
-        )
 
 
 def renew(sessions: Sessions, claims: Collection[Claim], *, lease_s: float) -> None:

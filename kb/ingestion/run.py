@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 from sqlalchemy import func, select, update
@@ -133,25 +134,22 @@ def _refuse_poison(claim: Claim, max_crashes: int) -> None:
 
 def _load(claim: Claim, resources: Resources) -> Work:
     with reading(resources.sessions) as session:
-        document = session.get(Document, claim.document_id)
-        dataset = session.get(Dataset, claim.dataset_id)
-        version = session.scalar(
-            select(DocumentVersion).where(
-                DocumentVersion.document_id == claim.document_id,
-                DocumentVersion.number == claim.version,
-            )
-        )
-        if document is None or dataset is None or version is None:
-            raise LeaseLost(f"document {claim.document_id} was deleted")
-        upload = session.get(UploadFile, version.upload_file_id)
-        if upload is None:
-            raise NotFound("uploaded file", version.upload_file_id)
-        rule = (
-            session.get(ProcessRule, version.process_rule_id) if version.process_rule_id else None
-        )
-        space, technique = space_of(dataset), dataset.indexing_technique
-        assert space is not None
-        assert technique is not None
+        row = session.execute(
+            select(Document, Dataset, DocumentVersion, UploadFile, ProcessRule)
+            .join(Dataset, Dataset.id == Document.dataset_id)
+            .join(DocumentVersion, DocumentVersion.document_id == Document.id)
+            .outerjoin(UploadFile, UploadFile.id == DocumentVersion.upload_file_id)
+            .outerjoin(ProcessRule, ProcessRule.id == DocumentVersion.process_rule_id)
+            .where(Document.id == claim.document_id, DocumentVersion.number == claim.version)
+        ).one_or_none()
+    if row is None:
+        raise LeaseLost(f"document {claim.document_id} was deleted")
+    document, dataset, version, upload, rule = row
+    if upload is None:
+        raise NotFound("uploaded file", version.upload_file_id)
+    space, technique = space_of(dataset), dataset.indexing_technique
+    assert space is not None
+    assert technique is not None
     resources.index.ensure_space(space)
     choice = graph_for(
         document.doc_form,
@@ -160,8 +158,14 @@ def _load(claim: Claim, resources: Resources) -> Work:
         rule.rules if rule else AUTOMATIC_RULES,
         max_chunk_chars=resources.settings.limits.chunk_chars,
     )
-    graph = Graph.from_yaml(definition(choice.definition), choice.parameters)
+    graph = _graph(choice.definition, json.dumps(choice.parameters))
     return Work(upload, graph, space, technique, document.created_by, upload.name)
+
+
+@lru_cache(maxsize=64)
+def _graph(name: str, parameters: str) -> Graph:
+    """A built-in graph; kept, since the documents of an upload mostly share one."""
+    return Graph.from_yaml(definition(name), json.loads(parameters))
 
 
 def _sink(

@@ -30,7 +30,6 @@ from kb.models import (
     IndexingStatus,
     JobKind,
     Segment,
-    SegmentStatus,
 )
 from kb.ports import BlobStore, SegmentIndex, Space
 from pipelines.errors import Cancelled, PipelineError
@@ -76,6 +75,8 @@ class DocumentSink:
         self._cancelled = cancelled
         self._count_tokens = count_tokens
         self._staged = claim.staged
+        self._flat = False
+        """Known to have no child chunks: then their table need not be asked."""
         self._embed: Embed | None = None
         self._written: tuple[list[uuid.UUID], float] = ([], 0.0)
         """Points that SQL does not know as written yet, and the average length they assume."""
@@ -112,7 +113,7 @@ class DocumentSink:
         except LeaseLost:
             self._drop_text(text_key)
             raise
-        self._staged = True
+        self._staged, self._flat = True, not rows.children
 
     def _commit_stage(self, rows: Rows, text_key: str | None, warnings: list[Any]) -> None:
         with transaction(self._sessions) as session:
@@ -124,25 +125,25 @@ class DocumentSink:
                 attempts=0,  # progress: what crashes from here on is not the file's doing
                 **self.stage_times,
             )
-            self._stage_rows(session, rows)
+            self._stage_rows(session, rows, first=unset)
             session.execute(
                 self._version_update().values(staged_at=now(), text_key=text_key, warnings=warnings)
             )
 
-    def _stage_rows(self, session: Session, rows: Rows) -> None:
+    def _stage_rows(self, session: Session, rows: Rows, *, first: bool) -> None:
         version = self._claim.version
         if version > 1:
             removed = drop_other_stagings(session, self._claim)
             self._delete_points(session, removed, wait_s=0.0)
         upsert_staged(session, Segment, rows.segments, version)
         upsert_staged(session, ChildChunk, rows.children, version)
-        # The first document fixes the average length until drift calls for a rebuild.
-        session.execute(
-            update(Dataset)
-            .where(Dataset.id == self._claim.dataset_id, Dataset.average_length.is_(None))
-            .values(average_length=rows.average_length())
-            .execution_options(synchronize_session=False)
-        )
+        if first:  # it fixes the average length until drift calls for a rebuild
+            session.execute(
+                update(Dataset)
+                .where(Dataset.id == self._claim.dataset_id, Dataset.average_length.is_(None))
+                .values(average_length=rows.average_length())
+                .execution_options(synchronize_session=False)
+            )
 
     def _drop_text(self, key: str | None) -> None:
         """The text of a version that is gone or overtaken: no row will ever speak of it."""
@@ -169,11 +170,14 @@ class DocumentSink:
             LeaseLost: another worker has the document; call `take_back`.
             Cancelled: the worker was told to stop.
         """
-        while batch := self._pending():
+        while True:
+            with reading(self._sessions) as session:
+                batch = self._pending(session, self._batch)
+                average = find_average(session, self._claim.dataset_id)
+            if not batch:
+                return
             if self._cancelled():
                 raise Cancelled("this worker was told to stop")
-            with reading(self._sessions) as session:
-                average = find_average(session, self._claim.dataset_id)
             if average is None:
                 raise LeaseLost("the dataset is gone")
             self._written = [leaf.id for leaf in batch], average
@@ -192,9 +196,8 @@ class DocumentSink:
                 self._claim.update(session, attempts=0)
                 self._acknowledge(session)
 
-    def _pending(self) -> list[Leaf]:
-        with reading(self._sessions) as session:
-            return staged_points(session, self._claim, limit=self._batch)
+    def _pending(self, session: Session, limit: int) -> list[Leaf]:
+        return staged_points(session, self._claim, limit=limit, flat=self._flat)
 
     def _share_weights(self, session: Session) -> None:
         """From here to the commit no rebuild of the weights begins."""
@@ -211,7 +214,7 @@ class DocumentSink:
         if find_average(session, self._claim.dataset_id) != average:
             return
         at = now()
-        for table in (Segment, ChildChunk):
+        for table in (Segment,) if self._flat else (Segment, ChildChunk):
             session.execute(
                 update(table)
                 .where(table.id.in_(ids))
@@ -266,27 +269,23 @@ class DocumentSink:
             # First the lease: from here to the commit nobody else changes the document.
             claim.update(session, attempts=0)
             self._acknowledge(session)
-            if staged_points(session, claim, limit=1):
+            if self._pending(session, 1):
                 return False
             at = now()
-            removed = switch_rows(session, ChildChunk, claim)
+            removed = (
+                [] if self._flat and claim.version == 1 else switch_rows(session, ChildChunk, claim)
+            )
             removed += switch_rows(session, Segment, claim)
-            mine = Segment.document_id == claim.document_id
-            session.execute(
-                update(Segment)
-                .where(mine, Segment.status != SegmentStatus.COMPLETED)
-                .values(
-                    status=SegmentStatus.COMPLETED, indexed_at=func.coalesce(Segment.indexed_at, at)
-                )
-                .execution_options(synchronize_session=False)
-            )
             self._delete_points(session, removed, wait_s=self._keep_replaced_s)
-            words, tokens = session.execute(
-                select(func.sum(Segment.word_count), func.sum(Segment.tokens)).where(mine)
+            words, tokens, started = session.execute(
+                select(
+                    func.sum(Segment.word_count),
+                    func.sum(Segment.tokens),
+                    select(Document.processing_started_at)
+                    .where(Document.id == claim.document_id)
+                    .scalar_subquery(),
+                ).where(Segment.document_id == claim.document_id)
             ).one()
-            started = session.scalar(
-                select(Document.processing_started_at).where(Document.id == claim.document_id)
-            )
             claim.move(
                 session,
                 IndexingStatus.COMPLETED,
@@ -360,19 +359,28 @@ class DocumentSink:
             enqueue(session, JobKind.CHECK_DRIFT, dataset_id=str(self._claim.dataset_id))
 
     def _counts(self) -> tuple[int, int]:
-        segments, children = (
-            select(func.count()).select_from(table).where(_in_version(table, self._claim))
-            for table in (Segment, ChildChunk)
-        )
+        mine = _in_version(Segment, self._claim)
+        children = select(func.count()).select_from(ChildChunk)
         with reading(self._sessions) as session:
-            every = session.scalar(segments) or 0
-            flat = session.scalar(segments.where(Segment.has_children.is_(False))) or 0
-            return every, flat + (session.scalar(children) or 0)
+            segments, flat, of_parents = session.execute(
+                select(
+                    func.count(),
+                    func.count().filter(Segment.has_children.is_(False)),
+                    children.where(_in_version(ChildChunk, self._claim)).scalar_subquery(),
+                )
+                .select_from(Segment)
+                .where(mine)
+            ).one()
+        return segments, flat + of_parents
 
 
-def staged_points(session: Session, claim: Claim, *, limit: int) -> list[Leaf]:
-    """The next texts of the staged version that the index has not acknowledged."""
-    flat = session.execute(
+def staged_points(session: Session, claim: Claim, *, limit: int, flat: bool = False) -> list[Leaf]:
+    """The next texts of the staged version that the index has not acknowledged.
+
+    Args:
+        flat: the version is known to have no child chunks.
+    """
+    segments = session.execute(
         select(Segment.id, Segment.id, Segment.content, Segment.text_hash)
         .where(_in_version(Segment, claim), Segment.has_children.is_(False))
         .where(Segment.indexed_at.is_(None))
@@ -384,14 +392,14 @@ def staged_points(session: Session, claim: Claim, *, limit: int) -> list[Leaf]:
             select(ChildChunk.id, ChildChunk.segment_id, ChildChunk.content, ChildChunk.text_hash)
             .where(_in_version(ChildChunk, claim), ChildChunk.indexed_at.is_(None))
             .order_by(ChildChunk.segment_id, ChildChunk.position)
-            .limit(limit - len(flat))
+            .limit(limit - len(segments))
         ).all()
-        if len(flat) < limit
+        if not flat and len(segments) < limit
         else []
     )
     return [
         Leaf(row[0], row[1], claim.document_id, claim.version, row[2], row[3])
-        for row in [*flat, *children]
+        for row in [*segments, *children]
     ]
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sqlalchemy import delete, insert, or_, select, update
+from sqlalchemy import delete, func, insert, or_, select, update
 from sqlalchemy.orm import Session
 
 from kb.db import now
@@ -166,7 +166,9 @@ def upsert_staged(session: Session, table: Table, rows: list[Row], version: int)
     for at in range(0, len(rows), _ROWS):
         part = rows[at : at + _ROWS]
         ids = [row["id"] for row in part]
-        known = set(session.scalars(select(table.id).where(table.id.in_(ids))))
+        known: set[uuid.UUID] = set()
+        if version > 1:
+            known.update(session.scalars(select(table.id).where(table.id.in_(ids))))
         fresh = [r for r in part if r["id"] not in known]
         if fresh:
             session.execute(insert(table), fresh)
@@ -187,14 +189,25 @@ def upsert_staged(session: Session, table: Table, rows: list[Row], version: int)
 def switch_rows(session: Session, table: Table, claim: Claim) -> list[uuid.UUID]:
     """Make the staged rows the live ones; the ids of those that are no part of the version."""
     mine = table.document_id == claim.document_id
-    out = or_(table.staged_version.is_(None), table.staged_version != claim.version)
-    removed = list(session.scalars(select(table.id).where(mine, out)))
-    if removed:
-        session.execute(delete(table).where(mine, out))
-    kept = session.execute(
-        select(table.id, table.staged).where(mine, table.staged.is_not(None))
-    ).all()
-    if kept:
-        session.execute(update(table), [{"id": row[0], **(row[1] or {})} for row in kept])
-    session.execute(update(table).where(mine).values(live=True, staged_version=None, staged=None))
+    removed: list[uuid.UUID] = []
+    if claim.version > 1:
+        out = (mine, or_(table.staged_version.is_(None), table.staged_version != claim.version))
+        removed += session.scalars(select(table.id).where(*out))
+        if removed:
+            session.execute(delete(table).where(*out))
+        kept = session.execute(
+            select(table.id, table.staged).where(mine, table.staged.is_not(None))
+        ).all()
+        if kept:
+            session.execute(update(table), [{"id": row[0], **(row[1] or {})} for row in kept])
+    values: Row = {"live": True, "staged_version": None, "staged": None}
+    if table is Segment:
+        values |= {
+            "status": SegmentStatus.COMPLETED,
+            # A parent has no point of its own; its children were indexed by now.
+            "indexed_at": func.coalesce(Segment.indexed_at, now()),
+        }
+    session.execute(
+        update(table).where(mine).values(**values).execution_options(synchronize_session=False)
+    )
     return removed
