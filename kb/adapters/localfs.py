@@ -132,6 +132,11 @@ class LocalBlobs:
                 if not left:  # a delete took the empty directory away between the two steps
                     raise
             except (FileExistsError, NotADirectoryError, IsADirectoryError) as exc:
+                # mkdir says so, too, when a delete took the directory away as it looked.
+                parent = target.parent
+                gone = isinstance(exc, FileExistsError) and (parent.is_dir() or not parent.exists())
+                if gone and left:
+                    continue
                 raise ValueError(
                     f"blob key {key!r}: a blob cannot be stored where others have their folder, "
                     "nor below another blob; use another key"

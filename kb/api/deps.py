@@ -240,27 +240,6 @@ def check_path(request: Request, resources: ResourcesDep) -> None:
             find_dataset(session, caller, dataset_id)
 
 
-def get_read_session(resources: ResourcesDep, _caller: CallerDep) -> Iterator[Session]:
-    """A session over one snapshot; only the route may use it, no dependency: see `Access`.
-
-    Its connection is taken at the first statement and given back when the route has returned.
-    """
-    with reading(resources.sessions) as session:
-        yield session
-
-
-ReadSessionDep = Annotated[Session, Depends(get_read_session, scope="function")]
-
-
-def dataset_to_read(dataset_id: str, access: AccessDep) -> Dataset:
-    """The dataset of the path, to look at; detached from the session that read it."""
-    with access.reading() as session:
-        return access.dataset(session, dataset_id)
-
-
-DatasetDep = Annotated[Dataset, Depends(dataset_to_read)]
-
-
 # --- query string --------------------------------------------------------------------------------
 
 _INTEGER = re.compile(r"\s*[+-]?[0-9]+\s*")

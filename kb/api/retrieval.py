@@ -9,11 +9,10 @@ from fastapi.responses import JSONResponse
 
 from kb.api import shapes
 from kb.api.deps import (
+    AccessDep,
     CallerDep,
-    DatasetDep,
     JsonBody,
     QueryLogDep,
-    ReadSessionDep,
     ResourcesDep,
     bearer_token,
     find_caller,
@@ -39,10 +38,10 @@ _EXECUTED_TOP_K = 4  # the contract shows 2 as default but searches with 4
 @router.post("/v1/datasets/{dataset_id}/retrieve")
 @router.post("/v1/datasets/{dataset_id}/hit-testing", include_in_schema=False)
 def retrieve_segments(
+    dataset_id: str,
     body: JsonBody,
     request: Request,
-    dataset: DatasetDep,
-    session: ReadSessionDep,
+    access: AccessDep,
     resources: ResourcesDep,
     history: QueryLogDep,
 ) -> dict[str, Any]:
@@ -50,20 +49,19 @@ def retrieve_segments(
 
     With `?explain=true` (ours, beyond the contract) each record says how its score came about.
     """
-    asked = parse(HitTesting, body)
-    stored = RetrievalModelIn.model_validate(dataset.retrieval_model or {})
-    model = asked.retrieval_model or stored
-    query = check_query(asked.query, resources.settings)
-    refuse_filter(model.metadata_filtering_conditions)
-    found = retrieve(
-        session, query, [dataset], search_settings(model, resources.settings), resources
-    )
-    history.add(dataset.id, query, source="hit_testing", actor=resources.owner_id)
     explain = request.query_params.get("explain", "").lower() in ("1", "true", "yes")
-    answer: dict[str, Any] = {
-        "query": {"content": asked.query},
-        "records": [shapes.record(hit, explain=explain) for hit in found.hits],
-    }
+    with access.reading() as session:
+        dataset = access.dataset(session, dataset_id)
+        asked = parse(HitTesting, body)
+        stored = RetrievalModelIn.model_validate(dataset.retrieval_model or {})
+        model = asked.retrieval_model or stored
+        query = check_query(asked.query, resources.settings)
+        refuse_filter(model.metadata_filtering_conditions)
+        settings = search_settings(model, resources.settings)
+        found = retrieve(session, query, [dataset], settings, resources)
+        records = [shapes.record(hit, explain=explain) for hit in found.hits]
+    history.add(dataset.id, query, source="hit_testing", actor=resources.owner_id)
+    answer: dict[str, Any] = {"query": {"content": asked.query}, "records": records}
     if explain:
         answer["timings_ms"] = found.timings_ms
     return answer
@@ -148,9 +146,7 @@ def refuse_filter(asked: MetadataFilter | None) -> None:
 @router.post("/retrieval")
 @router.post("//retrieval", include_in_schema=False)
 @router.post("/v1/retrieval", include_in_schema=False)
-def external_retrieval(
-    body: JsonBody, request: Request, history: QueryLogDep
-) -> JSONResponse:
+def external_retrieval(body: JsonBody, request: Request, history: QueryLogDep) -> JSONResponse:
     """The external-knowledge contract: `knowledge_id` is a dataset id.
 
     A probe without a body or with an empty `knowledge_id` is answered with no records. Errors
