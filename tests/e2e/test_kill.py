@@ -304,7 +304,7 @@ def rounds_of_kills(
             else:
                 uploader.join()
             if moment != 1:  # right after an answer, or after some work
-                wait_for_work(server, chance.choice((0, 20, 60, 120)))
+                wait_for_work(server, chance.choice((0, 10, 40, 80)))
                 time.sleep(chance.uniform(0, 0.1))
         server.kill()
         if moment != 4:
