@@ -343,6 +343,10 @@ class Client:
             timings_ms=answer.get("timings_ms", {}),
         )
 
+    def status(self) -> Json:
+        """Queues, errors, workers, jobs, throughput, the slowest stage, and the time to finish."""
+        return self._json("GET", "/v1/status")
+
     def doctor(self, *, repair: bool = False) -> Json:
         """Compare database, index and files; with `repair` heal what differs. May take minutes."""
         return self._json(

@@ -399,6 +399,8 @@ class Job(Base):
     """Work written down in the transaction that made it necessary; done at least once."""
 
     __tablename__ = "jobs"
+    # Counted from the index alone: the payloads of many deletes are megabytes.
+    __table_args__ = (Index("ix_jobs_state", "kind", "not_before", "attempts", "lease_expires_at"),)
     id: Mapped[Id]
     kind: Mapped[JobKind] = mapped_column(_enum(JobKind))
     payload: Mapped[Json]
@@ -420,12 +422,14 @@ class PipelineRun(Base):
     attempt: Mapped[int]
     resumed: Mapped[bool] = mapped_column(default=False)
     started_at: Mapped[CreatedAt]
-    finished_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None] = mapped_column(index=True)
     status: Mapped[str] = mapped_column(String(16), default="running")
     error_code: Mapped[str | None] = mapped_column(String(64))
     error: Mapped[str | None] = mapped_column(Text)
     nodes: Mapped[list[Any] | None]
     """[{"node", "kind", "seconds"}] in the order they ran"""
+    segments: Mapped[int | None]
+    """Of the version that it made live."""
 
 
 class DatasetQuery(Base):

@@ -19,7 +19,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.routing import Match, Route
 
-from kb.api import datasets, documents, retrieval, segments, system
+from kb.api import datasets, documents, retrieval, segments, status, system
 from kb.api.manual import write_manual
 from kb.errors import KBError, Unavailable
 from kb.query_log import QueryLog
@@ -28,7 +28,14 @@ from kb.runner import Runner
 
 log = logging.getLogger("kb.api")
 
-ROUTERS = (datasets.router, documents.router, segments.router, retrieval.router, system.router)
+ROUTERS = (
+    datasets.router,
+    documents.router,
+    segments.router,
+    retrieval.router,
+    status.router,
+    system.router,
+)
 
 
 def create_app(

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def connect(target: Target, *, create: bool = False) -> Iterator[Client]:
+def connect(target: Target, *, create: bool = False, working: bool = True) -> Iterator[Client]:
     """A client of the knowledge base that the command line names.
 
     Without a URL this process takes the data directory, serves itself, and at the end hands work
@@ -33,13 +33,16 @@ def connect(target: Target, *, create: bool = False) -> Iterator[Client]:
 
     Args:
         create: make the data directory when it is not there.
+        working: without a URL, work on waiting documents meanwhile.
     Raises:
         CliError: anything that the server or the data directory refuses.
     """
     from kb.client import ClientError
 
     try:
-        with _over_network(target) if target.url else _in_process(target, create) as client:
+        with (
+            _over_network(target) if target.url else _in_process(target, create, working)
+        ) as client:
             yield client
     except (ClientError, KBError) as exc:
         raise CliError(str(exc)) from exc
@@ -116,7 +119,7 @@ def _over_network(target: Target) -> Iterator[Client]:
 
 
 @contextmanager
-def _in_process(target: Target, create: bool) -> Iterator[Client]:
+def _in_process(target: Target, create: bool, working: bool) -> Iterator[Client]:
     settings = load_settings(target)
     if not create and not settings.data_dir.exists():
         raise CliError(
@@ -133,9 +136,11 @@ def _in_process(target: Target, create: bool) -> Iterator[Client]:
 
     key = secrets.token_urlsafe()
     with open_data_directory(settings) as (_, resources):
-        app = create_app(resources, runner=runner_for(resources), process_key=key)
+        runner = runner_for(resources) if working else None
+        app = create_app(resources, runner=runner, process_key=key)
         with ExitStack() as stack:
-            stack.callback(_say_what_is_left, resources)
+            if working:
+                stack.callback(_say_what_is_left, resources)
             portal = stack.enter_context(start_blocking_portal())
             lifespan = portal.wrap_async_context_manager(app.router.lifespan_context(app))
             lifespan.__enter__()

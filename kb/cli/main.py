@@ -9,7 +9,17 @@ import click
 
 from kb.cli.options import examples, target_options
 
-COMMANDS = ("serve", "ingest", "search", "datasets", "documents", "doctor", "worker", "beat")
+COMMANDS = (
+    "serve",
+    "ingest",
+    "search",
+    "datasets",
+    "documents",
+    "status",
+    "doctor",
+    "worker",
+    "beat",
+)
 """Each is an attribute of the module of its name."""
 
 

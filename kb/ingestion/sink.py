@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -33,7 +34,7 @@ from kb.models import (
 )
 from kb.ports import BlobStore, SegmentIndex, Space
 from pipelines.errors import Cancelled, PipelineError
-from pipelines.types import Chunked
+from pipelines.types import Chunked, Vectors
 
 _ROWS = 500  # ids per job
 
@@ -78,6 +79,10 @@ class DocumentSink:
         self._flat = False
         """Known to have no child chunks: then their table need not be asked."""
         self._embed: Embed | None = None
+        self.embedding_s = 0.0
+        """Seconds spent on embedding, which happens while the index node runs."""
+        self.segments = 0
+        """Segments of the version, once it is live."""
         self._written: tuple[list[uuid.UUID], float] = ([], 0.0)
         """Points that SQL does not know as written yet, and the average length they assume."""
         self.stage_times: dict[str, Any] = {}
@@ -85,10 +90,17 @@ class DocumentSink:
 
     def store(self, chunked: Chunked, embed: Embed | None) -> tuple[int, int]:
         """See `pipelines.ports.ChunkSink`; (segments, points) of the staged version."""
-        self._embed = embed
+        self._embed = partial(self._timed, embed) if embed else None
         self.stage(chunked)
         self.index_pending()
         return self._counts()
+
+    def _timed(self, embed: Embed, texts: Sequence[str]) -> Vectors:
+        started = time.perf_counter()
+        try:
+            return embed(texts)
+        finally:
+            self.embedding_s += time.perf_counter() - started
 
     # --- stage ---------------------------------------------------------------------------
 
@@ -277,8 +289,9 @@ class DocumentSink:
             )
             removed += switch_rows(session, Segment, claim)
             self._delete_points(session, removed, wait_s=self._keep_replaced_s)
-            words, tokens, started = session.execute(
+            self.segments, words, tokens, started = session.execute(
                 select(
+                    func.count(),
                     func.sum(Segment.word_count),
                     func.sum(Segment.tokens),
                     select(Document.processing_started_at)

@@ -37,7 +37,7 @@ from kb.models import (
 )
 from kb.ports import Point, PointHead, SegmentIndex, Space
 from kb.resources import Resources, space_of
-from kb.settings import Ingestion
+from kb.settings import Database, Ingestion
 from kb.wiring import open_resources
 from pipelines.types import Vector, Vectors
 from tests.kb.server import KEY, LINES, add_dataset, add_text, search, test_settings
@@ -255,15 +255,22 @@ class Lab:
 
 
 @contextmanager
-def open_lab(data_dir: Path, **ingestion: Any) -> Iterator[Lab]:
+def open_lab(
+    data_dir: Path, *, database: Database | None = None, **ingestion: Any
+) -> Iterator[Lab]:
     """A lab on a data directory, which may have been used before.
 
     Args:
+        database: how it is used.
         ingestion: settings; batches of 4 segments, no waits before a retry or a removal unless
             told.
     """
     defaults = {"batch_segments": 4, "retry_base_s": 0.0, "keep_replaced_s": 0.0}
-    settings = test_settings(data_dir, ingestion=Ingestion(**{**defaults, **ingestion}))
+    settings = test_settings(
+        data_dir,
+        ingestion=Ingestion(**{**defaults, **ingestion}),
+        database=database or Database(),
+    )
     embedder = WordsEmbedder()
     with open_resources(settings) as opened:
         index = WatchedIndex(opened.index)

@@ -2,147 +2,30 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import statistics
+import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import insert, select, text, update
-from sqlalchemy.orm import Session
+from sqlalchemy import event, select, text
 
 from kb.db import Sessions, now, reading, transaction
-from kb.ingestion.claims import Claim, claim_next, waiting_documents
-from kb.models import Dataset, Document, DocumentVersion, IndexingStatus, UploadFile, Workspace
+from kb.ingestion.claims import waiting_documents
+from kb.models import Document, IndexingStatus
 from kb.ports import Queue
 from kb.resources import Resources
-
-LEASE_S = 60.0
-
-
-class Shelf:
-    """Datasets with waiting documents; the rows that claims look at and no others."""
-
-    def __init__(self, resources: Resources) -> None:
-        self.sessions: Sessions = resources.sessions
-        self._workspace = resources.workspace_id
-        self._owner = resources.owner_id
-        self._at = now() - timedelta(hours=1)
-        self.names: dict[uuid.UUID, str] = {}
-
-    def workspace(self, name: str) -> uuid.UUID:
-        with transaction(self.sessions) as session:
-            row = Workspace(name=name)
-            session.add(row)
-        return row.id
-
-    def add(
-        self,
-        name: str,
-        documents: int,
-        *,
-        queue: Queue = Queue.BULK,
-        workspace: uuid.UUID | None = None,
-        **row: Any,
-    ) -> uuid.UUID:
-        """A dataset with so many waiting documents, queued after all that there are."""
-        with transaction(self.sessions) as session:
-            return self._add(session, name, documents, queue, workspace or self._workspace, row)
-
-    def add_many(self, datasets: int, documents: int) -> None:
-        """So many datasets with so many waiting documents each."""
-        with transaction(self.sessions) as session:
-            for number in range(datasets):
-                self._add(session, f"d{number}", documents, Queue.BULK, self._workspace, {})
-
-    def _add(
-        self,
-        session: Session,
-        name: str,
-        documents: int,
-        queue: Queue,
-        workspace: uuid.UUID,
-        row: dict[str, Any],
-    ) -> uuid.UUID:
-        dataset_id, file_id = uuid.uuid4(), uuid.uuid4()
-        self.names[dataset_id] = name
-        rows = [
-            {
-                "id": uuid.uuid4(),
-                "dataset_id": dataset_id,
-                "position": number,
-                "name": f"{name} {number}",
-                "batch": "1",
-                "upload_file_id": file_id,
-                "created_by": self._owner,
-                "pending_version": 1,
-                "indexing_status": IndexingStatus.WAITING,
-                "queue": queue,
-                "queued_at": self._later(),
-                **row,
-            }
-            for number in range(1, documents + 1)
-        ]
-        session.add(
-            Dataset(id=dataset_id, workspace_id=workspace, name=name, created_by=self._owner)
-        )
-        session.add(
-            UploadFile(
-                id=file_id,
-                workspace_id=workspace,
-                name="f",
-                size_bytes=1,
-                extension="txt",
-                sha256="0" * 64,
-                blob_key=f"uploads/{file_id}",
-                created_by=self._owner,
-            )
-        )
-        session.flush()
-        session.execute(insert(Document), rows)
-        session.execute(
-            insert(DocumentVersion),
-            [{"document_id": r["id"], "number": 1, "upload_file_id": file_id} for r in rows],
-        )
-        return dataset_id
-
-    def _later(self) -> Any:
-        self._at += timedelta(milliseconds=1)
-        return self._at
-
-    def claim(self, owner: str = "w", queues: Sequence[Queue] = (Queue.BULK,)) -> Claim | None:
-        return claim_next(self.sessions, owner, lease_s=LEASE_S, queues=queues)
-
-    def finish(self, claim: Claim) -> None:
-        with transaction(self.sessions) as session:
-            session.execute(
-                update(Document)
-                .where(Document.id == claim.document_id)
-                .values(
-                    indexing_status=IndexingStatus.COMPLETED,
-                    pending_version=None,
-                    version=1,
-                    lease_owner=None,
-                    lease_expires_at=None,
-                    attempts=0,
-                )
-            )
-
-    def served(self, count: int, owner: str = "w") -> str:
-        """The names of the datasets that one worker serves, in order."""
-        names = []
-        for _ in range(count):
-            claim = self.claim(owner)
-            if claim is None:
-                break
-            names.append(self.names[claim.dataset_id])
-            self.finish(claim)
-        return "".join(names)
+from kb.settings import Database
+from tests.kb.ingesting import lines, open_lab
+from tests.kb.shelf import Shelf
 
 
 @pytest.fixture
@@ -259,6 +142,39 @@ def test_no_document_is_taken_twice_and_none_is_left(shelf: Shelf) -> None:
     assert len(taken) == len(set(taken)) == 60
 
 
+def test_threads_drain_ten_thousand_documents_in_turns(shelf: Shelf, database: str) -> None:
+    threads = 6
+    sizes = {"a": 9_100} | dict.fromkeys("bcdefghij", 100)
+    for name, documents in sizes.items():
+        shelf.add(name, documents)
+
+    def drain(most: int) -> Counter[str]:
+        """What is served until `most` documents are, or none is left."""
+        served: list[uuid.UUID] = []
+        datasets: list[str] = []
+
+        def work(owner: str) -> None:
+            while len(served) < most and (claim := shelf.claim(owner)):
+                served.append(claim.document_id)
+                datasets.append(shelf.names[claim.dataset_id])
+                time.sleep(random.uniform(0.005, 0.015))
+                shelf.finish(claim)
+
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(work, [f"w{n}" for n in range(threads)]))
+        assert len(served) == len(set(served)), "none is taken twice"
+        return Counter(datasets)
+
+    first = drain(100)
+    # Threads that look at the same moment may choose the same dataset; nobody gets far ahead.
+    assert set(first) == set(sizes), "the nine of a hundred do not wait for the nine thousand"
+    assert {n for n in first.values() if not 5 <= n <= 20} == set(), first
+    shelf.finish_all_but(15)
+    rest = drain(10_000)
+    assert rest == dict.fromkeys(sizes, 15), rest
+    assert shelf.claim() is None
+
+
 def timed(work: Callable[[], Any], count: int) -> list[float]:
     seconds = []
     for _ in range(count):
@@ -284,3 +200,78 @@ def test_a_claim_takes_milliseconds_with_ten_thousand_documents_queued(
     with reading(shelf.sessions) as session:
         in_work = session.scalars(select(Document.id).where(Document.lease_owner == "w")).all()
     assert len(in_work) == 20
+
+
+# --- locks ---------------------------------------------------------------------------------------
+
+
+class Held:
+    """A thread that stands still at its n-th commit, with all the locks of that transaction."""
+
+    def __init__(self, sessions: Sessions, work: Callable[[], object], commit: int) -> None:
+        self._sessions, self._commit = sessions, commit
+        self._commits = 0
+        self._stands, self._goes_on = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._run, args=[work])
+
+    def _run(self, work: Callable[[], object]) -> None:
+        try:
+            work()
+        finally:
+            self._stands.set()
+
+    def __enter__(self) -> bool:
+        """Whether there was such a commit."""
+        event.listen(self._sessions.engine, "commit", self._at_commit)
+        self._thread.start()
+        assert self._stands.wait(60)
+        return self._commits >= self._commit
+
+    def __exit__(self, *_: object) -> None:
+        self._goes_on.set()
+        self._thread.join(60)
+        event.remove(self._sessions.engine, "commit", self._at_commit)
+
+    def _at_commit(self, _connection: object) -> None:
+        if threading.current_thread() is not self._thread:
+            return
+        self._commits += 1
+        if self._commits == self._commit:
+            self._stands.set()
+            assert self._goes_on.wait(60)
+
+
+@pytest.mark.parametrize("technique", ["high_quality", "economy"])
+def test_no_stage_waits_for_a_lock_of_another(
+    tmp_path: Path, database: str, technique: str
+) -> None:
+    if database == "sqlite":
+        pytest.skip("SQLite has one writer at a time")
+    impatient = Database(lock_timeout_s=0.5)  # whoever waits for a lock fails
+    with open_lab(tmp_path / "data", database=impatient) as lab:
+        dataset = lab.dataset("books", indexing_technique=technique)
+        for name in ("first", "replaced", "deleted"):
+            lab.add(dataset, name, lines(9, name))
+        lab.settle()
+        for commit in itertools.count(1):
+            lab.add(dataset, "replaced", lines(9, f"held{commit}"))  # four batches, then a switch
+
+            def work() -> None:
+                lab.ingest(lab.claim("held"))
+
+            with Held(lab.resources.sessions, work, commit) as stands:
+                if not stands:
+                    break
+                other = lab.add(dataset, f"other{commit}", lines(9, f"other{commit}"))
+                again = lab.claim("free")
+                assert again is not None
+                lab.ingest(again)
+                lab.jobs()
+                assert lab.document(other).indexing_status is IndexingStatus.COMPLETED
+                assert lab.found(dataset, "first number") != []
+                assert lab.client.get("/v1/status").status_code == 200
+                lab.delete(dataset, other)
+            lab.settle()
+        lab.settle()
+        assert commit >= 6, "claim, stage, two batches, the cache or not, and the switch"
+        lab.assert_index_is_what_sql_says(dataset)
