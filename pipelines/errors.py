@@ -1,11 +1,11 @@
 """What can go wrong in a pipeline.
 
-    PipelineError                 the document's or the definition's fault; not retried
-    ├── GraphError                a definition cannot run: unknown kind, missing edge, misfit, loop
-    ├── NodeError                 a node cannot do its work on this value
-    │   └── ExtractionError       a file cannot be read; `code` says how it is bad
-    ├── Cancelled                 the caller asked the run to stop
-    └── TransientError            the world's fault for now; safe to retry
+PipelineError                 the document's or the definition's fault; not retried
+├── GraphError                a definition cannot run: unknown kind, missing edge, misfit, loop
+├── NodeError                 a node cannot do its work on this value
+│   └── ExtractionError       a file cannot be read; `code` says how it is bad
+├── Cancelled                 the caller asked the run to stop
+└── TransientError            the world's fault for now; safe to retry
 """
 
 from __future__ import annotations
