@@ -11,11 +11,13 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from kb.db import reading
+from kb.errors import ProviderNotInitialized
 from kb.ingestion.points import indexed_leaves, remove, unknown_ids
 from kb.maintenance import pending_jobs, write_points
 from kb.models import Dataset, Document, DocumentVersion, Job, JobKind, UploadFile
 from kb.ports import PointHead, Space
 from kb.resources import FULL_TEXT_SPACE, Resources, space_of
+from pipelines.errors import TransientError
 
 _ROWS = 500
 _UPLOAD_S = 3600.0
@@ -68,8 +70,7 @@ def examine(resources: Resources, *, repair: bool) -> Report:
     with reading(resources.sessions) as session:
         datasets = {d.id: space for d in session.scalars(select(Dataset)) if (space := space_of(d))}
         report.datasets = session.scalar(select(func.count()).select_from(Dataset)) or 0
-    embedder = resources.default_embedder
-    spaces = {FULL_TEXT_SPACE, Space(embedder.id, embedder.dim), *datasets.values()}
+    spaces = {FULL_TEXT_SPACE, *_default_space(resources), *datasets.values()}
     for space in spaces:
         resources.index.ensure_space(space)
     looks = {i: _look(resources, i, space) for i, space in datasets.items()}
@@ -85,6 +86,15 @@ def examine(resources: Resources, *, repair: bool) -> Report:
             _examine_strangers(resources, space, ids, report)
     _examine_files(resources, report)
     return report
+
+
+def _default_space(resources: Resources) -> set[Space]:
+    """The default model's; none while its server does not say how long its vectors are."""
+    embedder = resources.default_embedder
+    try:
+        return {Space(embedder.id, embedder.dim)}
+    except (TransientError, ProviderNotInitialized):
+        return set()
 
 
 @dataclass(frozen=True)

@@ -11,18 +11,75 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
 class Embedding(BaseModel):
-    """The embedding model that datasets use unless they name another."""
+    """The embedding model that datasets use unless they name another: in this process, or a server
+    that speaks OpenAI's embeddings API or that of text-embeddings-inference (TEI)."""
 
+    model_config = ConfigDict(frozen=True)
+
+    provider: Literal["local", "openai", "tei"] = "local"
+    """A model directory in this process; OpenAI or a server like it (vLLM, Ollama, LocalAI,
+    Azure); a TEI server."""
     model_path: Path | None = None
-    """A sentence-transformers model directory; None is the packaged all-MiniLM-L6-v2."""
+    """Local: a sentence-transformers model directory; None is the packaged all-MiniLM-L6-v2."""
     cache_dir: Path | None = None
-    """Keeps the model as exported to ONNX; None: `models` in the data directory."""
+    """Local: keeps the model as exported to ONNX; None: `models` in the data directory."""
     threads: int = Field(default_factory=lambda: os.cpu_count() or 1, gt=0)
-    """Mini-batches that are embedded at once; by default one for each core."""
+    """Local: mini-batches that are embedded at once; by default one for each core."""
     batch_size: int = Field(default=8, gt=0, le=1024)
-    """Texts of similar length that are embedded together by one thread."""
+    """Local: texts of similar length that are embedded together by one thread."""
     niceness: int = Field(default=10, ge=0, le=19)
     """Added to the embedding threads' niceness, so that queries come first."""
+    url: str | None = Field(default=None, pattern=r"^https?://[^\s/]")
+    """Server: `https://HOST/v1` (OpenAI), `http://HOST:PORT` (TEI), or all of an address that ends
+    in `/embeddings`, query included (Azure); None: OpenAI's own, https://api.openai.com/v1."""
+    model: str | None = Field(default=None, min_length=1, max_length=200)
+    """Server: the model's name. It names the collection, too: another model needs another name."""
+    api_key: SecretStr | None = None
+    """Server: its key, if it asks for one."""
+    api_key_header: str = Field(default="Authorization", pattern=r"^[A-Za-z0-9-]{1,64}$")
+    """Server: takes the key, after `Bearer` if it is Authorization; Azure wants `api-key`."""
+    dimensions: int | None = Field(default=None, gt=0, le=65_536)
+    """Server: length of its vectors; None: it is asked once."""
+    send_dimensions: bool = False
+    """Server: ask for vectors of length `dimensions`; only for models that can be shortened."""
+    max_tokens: int | None = Field(default=None, gt=0, le=1_000_000)
+    """Server: a longer text is cut there. None: TEI is asked, others are taken to read 8192;
+    without TEI tokens are estimated, four ASCII characters each, or one other character."""
+    query_prefix: str | None = Field(default=None, max_length=2000)
+    """Server: put before each query, such as `query: ` for the E5 models."""
+    document_prefix: str | None = Field(default=None, max_length=2000)
+    """Server: put before each text of a document; another one makes another collection."""
+    request_texts: int = Field(default=64, gt=0, le=2048)
+    """Server: texts per request at most; fewer where TEI says so."""
+    request_chars: int = Field(default=200_000, gt=0)
+    """Server: characters per request at most, unless a single text has more."""
+    max_requests: int = Field(default=4, gt=0, le=256)
+    """Server: requests for documents at once, in this process; queries do not count."""
+    timeout_s: float = Field(default=60.0, gt=0)
+    """Server: longest silence within a request for documents."""
+    connect_timeout_s: float = Field(default=5.0, gt=0)
+    """Server: how long a new connection may take."""
+    query_timeout_s: float = Field(default=10.0, gt=0)
+    """Server: how long a query may take to be embedded, all attempts together."""
+    retries: int = Field(default=5, ge=0, le=50)
+    """Server: attempts after the first one that fails for a transient reason; a query has two."""
+    retry_base_s: float = Field(default=0.5, ge=0)
+    """Server: wait before the second attempt; doubles with each one, with some chance in it."""
+    retry_max_s: float = Field(default=10.0, ge=0)
+    """Server: longest wait within a call; if it asks for a longer one, the document waits in its
+    queue instead."""
+
+    @model_validator(mode="after")
+    def _belongs_together(self) -> Embedding:
+        if self.provider == "local":
+            return self
+        if self.model is None:
+            raise ValueError(f"provider {self.provider!r} needs a model; set KB_EMBEDDING__MODEL")
+        if self.provider == "tei" and self.url is None:
+            raise ValueError("provider 'tei' needs a server; set KB_EMBEDDING__URL")
+        if self.send_dimensions and self.dimensions is None:
+            raise ValueError("send_dimensions needs a number; set KB_EMBEDDING__DIMENSIONS")
+        return self
 
 
 class Database(BaseModel):
@@ -167,7 +224,9 @@ class Ingestion(BaseModel):
     poll_s: float = Field(default=1.0, gt=0)
     """How often an idle worker looks for work that nobody announced."""
     max_attempts: int = Field(default=3, gt=0)
-    """Tries at a document that fails for a transient reason."""
+    """Tries at a document that fails for a transient reason; being told to come later is none."""
+    max_postponed_s: float = Field(default=86_400.0, gt=0, le=31_536_000)
+    """A document that was told to come later (rate limits) waits so long for progress at most."""
     max_crashes: int = Field(default=5, gt=0)
     """Times that the process may die while it reads a document before the document is given up."""
     retry_base_s: float = Field(default=5.0, ge=0)

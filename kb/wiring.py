@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING
 
 from sqlalchemy import select, text
 from sqlalchemy.orm import Session
@@ -25,8 +26,8 @@ from kb.resources import Resources
 from kb.settings import Settings
 from pipelines.ports import Embedder
 
-PROVIDER = "local"
-"""Provider under which the API lists the embedder of this process."""
+if TYPE_CHECKING:
+    from kb.adapters.http_embedder import HttpEmbedder
 
 log = logging.getLogger("kb.wiring")
 
@@ -50,13 +51,7 @@ def open_resources(settings: Settings) -> Iterator[Resources]:
         stack.callback(blobs.close)
         index = _open_index(settings)
         stack.callback(index.close)
-        embedder = LocalEmbedder(
-            settings.embedding.model_path,
-            cache_dir=settings.embedding.cache_dir or settings.data_dir / "models",
-            threads=settings.embedding.threads,
-            batch_size=settings.embedding.batch_size,
-            niceness=settings.embedding.niceness,
-        )
+        embedder = _open_embedder(settings)
         stack.callback(embedder.close)
         pool = ThreadPoolExecutor(settings.retrieval.threads, thread_name_prefix="kb-leg")
         stack.callback(pool.shutdown, wait=True)
@@ -64,14 +59,15 @@ def open_resources(settings: Settings) -> Iterator[Resources]:
         stack.callback(jobs.close)
 
         def embedder_of(space_name: str) -> Embedder:
-            if space_name == embedder.id:
-                return embedder
-            raise ProviderNotInitialized(
-                f"no embedding model is configured for the space {space_name!r}; this process has "
-                f"{embedder.id!r}. Set KB_EMBEDDING__MODEL_PATH to the model that filled it"
-            )
+            found = embedder.for_space(space_name)
+            if found is None:
+                raise ProviderNotInitialized(
+                    f"no embedding model is configured for the space {space_name!r}; this process "
+                    f"has {' '.join(_model_name(settings))!r}. Set {_model_settings(settings)} to "
+                    "what filled it"
+                )
+            return found
 
-        model = settings.embedding.model_path
         yield Resources(
             settings=settings,
             sessions=sessions,
@@ -80,7 +76,7 @@ def open_resources(settings: Settings) -> Iterator[Resources]:
             jobs=jobs,
             embedders=embedder_of,
             default_embedder=embedder,
-            default_embedder_name=(PROVIDER, model.name if model else "all-MiniLM-L6-v2"),
+            default_embedder_name=_model_name(settings),
             pool=pool,
             workspace_id=workspace_id,
             owner_id=owner_id,
@@ -143,6 +139,38 @@ def _alone(sessions: Sessions) -> Iterator[None]:
                 "KB_REDIS_URL and KB_QDRANT__URL for all of them, so that any number can share it"
             )
         yield
+
+
+def _open_embedder(settings: Settings) -> LocalEmbedder | HttpEmbedder:
+    options = settings.embedding
+    if options.provider != "local":
+        # Here, because an HTTP client takes a tenth of a second to import.
+        from kb.adapters.http_embedder import http_embedder
+
+        return http_embedder(options)
+    return LocalEmbedder(
+        options.model_path,
+        cache_dir=options.cache_dir or settings.data_dir / "models",
+        threads=options.threads,
+        batch_size=options.batch_size,
+        niceness=options.niceness,
+    )
+
+
+def _model_name(settings: Settings) -> tuple[str, str]:
+    """(provider, model) under which the API lists the embedder of this process."""
+    options = settings.embedding
+    if options.provider == "local":
+        return "local", options.model_path.name if options.model_path else "all-MiniLM-L6-v2"
+    assert options.model is not None
+    return options.provider, options.model
+
+
+def _model_settings(settings: Settings) -> str:
+    if settings.embedding.provider == "local":
+        return "KB_EMBEDDING__PROVIDER or KB_EMBEDDING__MODEL_PATH"
+    names = ("PROVIDER", "MODEL", "DIMENSIONS", "DOCUMENT_PREFIX")
+    return ", ".join(f"KB_EMBEDDING__{name}" for name in names)
 
 
 def _open_queue(settings: Settings) -> JobQueue:

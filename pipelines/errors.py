@@ -6,12 +6,15 @@ PipelineError                 the document's or the definition's fault; not retr
 │   └── ExtractionError       a file cannot be read; `code` says how it is bad
 ├── Cancelled                 the caller asked the run to stop
 └── TransientError            the world's fault for now; safe to retry
+    └── RateLimited           the other side asks to come later; that is no failed attempt
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+from pipelines.types import Vector
 
 
 class PipelineError(Exception):
@@ -94,6 +97,8 @@ class TransientError(PipelineError):
 
     Attributes:
         retry_after_s: how long the other side asked to wait, when it did.
+        done: what was embedded before it failed, by position in the call's texts, so that it need
+            not be embedded again.
     """
 
     code = "temporarily_unavailable"
@@ -103,3 +108,10 @@ class TransientError(PipelineError):
     ) -> None:
         super().__init__(message, code=code)
         self.retry_after_s = retry_after_s
+        self.done: Mapping[int, Vector] = {}
+
+
+class RateLimited(TransientError):
+    """The other side is well and asks to come later; that is no failed attempt."""
+
+    code = "rate_limited"

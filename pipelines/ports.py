@@ -31,12 +31,18 @@ class Embedder(Protocol):
         """float32[n, dim], L2-normalised, in the order of `texts`; n may be 0.
 
         Raises:
-            TransientError: the model's server did not answer; safe to retry.
+            TransientError: the model's server did not answer; safe to retry. Its `done` holds
+                what was embedded before.
+            RateLimited: the server asks to come later.
         """
         ...
 
     def embed_query(self, text: str) -> Vector:
-        """float32[dim], L2-normalised. Answers quickly even while documents are embedded."""
+        """float32[dim], L2-normalised. Answers quickly even while documents are embedded.
+
+        Raises:
+            TransientError: the model's server did not answer; safe to retry.
+        """
         ...
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:

@@ -114,6 +114,10 @@ class LocalEmbedder:
         """`onnx` or `torch`; loads the model."""
         return "onnx" if isinstance(self._loaded(), OnnxBackend) else "torch"
 
+    def for_space(self, name: str) -> LocalEmbedder | None:
+        """This embedder, if it fills the space of this name."""
+        return self if name == self.id else None
+
     def embed_documents(self, texts: Sequence[str]) -> Vectors:
         """float32[n, dim], C-contiguous, L2-normalised, in the order of `texts`; n may be 0.
 

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 from itertools import chain
+from math import ceil
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
@@ -25,6 +26,7 @@ from kb.errors import KBError, Unavailable
 from kb.query_log import QueryLog
 from kb.resources import Resources
 from kb.runner import Runner
+from pipelines.errors import TransientError
 
 log = logging.getLogger("kb.api")
 
@@ -74,6 +76,7 @@ def create_app(
     app.add_exception_handler(KBError, _public_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(ClientDisconnect, _gone)
+    app.add_exception_handler(TransientError, _provider_away)
     app.add_exception_handler(OperationalError, _database_busy)
     app.add_exception_handler(PoolTimeout, _database_busy)
     app.add_exception_handler(Exception, _unexpected)
@@ -131,6 +134,13 @@ def _snake_case(status: int) -> str:
 def _gone(_request: Request, _exc: Exception) -> Response:
     """The client left before its body was complete; nobody reads this."""
     return Response(status_code=400)
+
+
+def _provider_away(_request: Request, exc: Exception) -> JSONResponse:
+    """The embedding model's server does not answer, or asks to come later."""
+    assert isinstance(exc, TransientError)
+    wait_s = max(1, ceil(exc.retry_after_s or 0))
+    return error_body(Unavailable.code, exc.message, 503, {"Retry-After": str(wait_s)})
 
 
 def _database_busy(request: Request, exc: Exception) -> JSONResponse:

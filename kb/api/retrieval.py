@@ -29,6 +29,7 @@ from kb.retrieval.service import retrieve
 from kb.retrieval.types import RetrievalSettings, SearchMethod
 from kb.schemas import ExternalRetrieval, HitTesting, MetadataFilter, RetrievalModelIn
 from kb.settings import Settings
+from pipelines.errors import TransientError
 
 router = APIRouter(tags=["retrieval"])
 
@@ -170,6 +171,8 @@ def external_retrieval(body: JsonBody, request: Request, history: QueryLogDep) -
         return _external_error(404, 2001, f"no knowledge base {asked.knowledge_id!r}")
     except KBError as exc:
         return _external_error(exc.status, exc.status, exc.message)
+    except TransientError as exc:
+        return _external_error(503, 503, exc.message)
 
 
 def _answer_external(

@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 
 from kb.db import Sessions, now, reading, transaction
 from kb.models import CachedEmbedding
+from pipelines.errors import TransientError
 from pipelines.ports import Embedder
 from pipelines.types import Vector, Vectors
 
@@ -43,22 +44,33 @@ def find_vectors(session: Session, model: str, hashes: Sequence[str]) -> dict[st
 def embed_cached(embedder: Embedder, texts: Sequence[str], sessions: Sessions) -> Vectors:
     """float32[n, dim] in the order of `texts`; only what is not cached goes to the model.
 
-    New vectors are committed to the cache before this returns, so that a crash right after it
-    costs no second embedding.
+    New vectors are committed to the cache before this returns or raises, so that a crash right
+    after it, or a model's server that stops answering half way, costs no second embedding.
     """
     hashes = [text_hash(text) for text in texts]
     with reading(sessions) as session:
         known = find_vectors(session, embedder.id, list(dict.fromkeys(hashes)))
     missing = {h: t for h, t in zip(hashes, texts, strict=True) if h not in known}
     if missing:
-        vectors = embedder.embed_documents(list(missing.values()))
-        log.debug("embedded %s", " ".join(h[:16] for h in missing))
-        fresh = dict(zip(missing, vectors, strict=True))
-        _remember(sessions, embedder.id, fresh)
-        known.update(fresh)
+        known.update(_embed(embedder, missing, sessions))
     if not texts:
         return np.empty((0, embedder.dim), dtype=np.float32)
     return np.stack([known[h] for h in hashes])
+
+
+def _embed(embedder: Embedder, texts: dict[str, str], sessions: Sessions) -> dict[str, Vector]:
+    """Vectors by hash, of texts by hash; in the cache when this returns."""
+    hashes = list(texts)
+    try:
+        vectors = embedder.embed_documents(list(texts.values()))
+    except TransientError as exc:
+        if exc.done:
+            _remember(sessions, embedder.id, {hashes[i]: row for i, row in exc.done.items()})
+        raise
+    log.debug("embedded %s", " ".join(h[:16] for h in hashes))
+    fresh = dict(zip(hashes, vectors, strict=True))
+    _remember(sessions, embedder.id, fresh)
+    return fresh
 
 
 def _remember(sessions: Sessions, model: str, vectors: dict[str, Vector]) -> None:

@@ -37,7 +37,7 @@ from kb.process_rules import AUTOMATIC_RULES, graph_for
 from kb.resources import Resources, space_of
 from pipelines.definitions import definition
 from pipelines.engine import EventKind, NodeTiming, RunEvent, run
-from pipelines.errors import Cancelled, NodeError, PipelineError, TransientError
+from pipelines.errors import Cancelled, NodeError, PipelineError, RateLimited, TransientError
 from pipelines.graph import Graph
 from pipelines.node import RunContext
 from pipelines.types import Blob, Chunk, Chunked
@@ -276,7 +276,10 @@ class _Recorder:
             self._end_run(session, "stopped", exc)
 
     def failed(self, exc: Exception) -> None:
-        """Record the failure: a transient one is tried again with growing waits, then given up."""
+        """Record the failure: a transient one is tried again with growing waits, then given up.
+
+        Being told to come later is no failure, and given up only after `max_postponed_s`.
+        """
         unexpected = not isinstance(exc, PipelineError | KBError)
         log.warning(
             "document %s: %s",
@@ -301,11 +304,19 @@ class _Recorder:
             "lease_owner": None,
             "lease_expires_at": None,
         }
-        failures = 1 + _failures_before(session, self._claim)
-        if not _is_transient(exc) or failures >= self._settings.max_attempts:
+        past = _past_failures(session, self._claim)
+        postponed = isinstance(exc, RateLimited)
+        failures = past.failures + (not postponed)
+        given_up = (
+            past.since_s >= self._settings.max_postponed_s
+            if postponed
+            else not _is_transient(exc) or failures >= self._settings.max_attempts
+        )
+        if given_up:
             self._claim.move(session, IndexingStatus.ERROR, stopped_at=now(), **values)
             return
-        wait = min(self._settings.retry_max_s, self._settings.retry_base_s * 2.0 ** (failures - 1))
+        times = past.postponements if postponed else failures - 1
+        wait = min(self._settings.retry_max_s, self._settings.retry_base_s * 2.0 ** min(times, 60))
         wait = max(wait, getattr(exc, "retry_after_s", None) or 0.0)
         self._claim.move(
             session,
@@ -345,8 +356,22 @@ def _seconds(timing: NodeTiming, sink: DocumentSink) -> float:
     return timing.seconds - (sink.embedding_s if timing.kind == "index" else 0.0)
 
 
-def _failures_before(session: Session, claim: Claim) -> int:
-    """Runs that failed since the version was queued or last got further."""
+@dataclass(frozen=True)
+class _Past:
+    """What went wrong since the version was queued or last got further.
+
+    Attributes:
+        failures: runs that failed, those apart that were told to come later.
+        postponements: runs that were told so.
+        since_s: how long that is ago.
+    """
+
+    failures: int
+    postponements: int
+    since_s: float
+
+
+def _past_failures(session: Session, claim: Claim) -> _Past:
     staged = (Segment.document_id == claim.document_id, Segment.staged_version == claim.version)
     moments = (
         select(Document.queued_at).where(Document.id == claim.document_id),
@@ -360,20 +385,19 @@ def _failures_before(session: Session, claim: Claim) -> int:
             ChildChunk.staged_version == claim.version,
         ),
     )
-    known = [at for moment in moments if (at := session.scalar(moment)) is not None]
-    return (
-        session.scalar(
-            select(func.count())
-            .select_from(PipelineRun)
-            .where(
-                PipelineRun.document_id == claim.document_id,
-                PipelineRun.version == claim.version,
-                PipelineRun.status == "failed",
-                PipelineRun.finished_at >= max(known),
-            )
+    since = max(at for moment in moments if (at := session.scalar(moment)) is not None)
+    told_later = PipelineRun.error_code == RateLimited.code
+    runs, postponements = session.execute(
+        select(func.count(), func.count().filter(told_later))
+        .select_from(PipelineRun)
+        .where(
+            PipelineRun.document_id == claim.document_id,
+            PipelineRun.version == claim.version,
+            PipelineRun.status == "failed",
+            PipelineRun.finished_at >= since,
         )
-        or 0
-    )
+    ).one()
+    return _Past(runs - postponements, postponements, (now() - since).total_seconds())
 
 
 def _reason(exc: Exception) -> str:

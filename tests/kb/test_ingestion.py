@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from kb.db import now, reading, transaction
 from kb.errors import StoreUnavailable
 from kb.ingestion import run
 from kb.models import Document, IndexingStatus, PipelineRun
-from pipelines.errors import TransientError
+from pipelines.errors import RateLimited, TransientError
 from tests.kb.ingesting import PARENTS, Killed, Lab, dies, fails, lines, open_lab
 from tests.kb.server import add_file
 
@@ -192,6 +192,87 @@ def test_the_other_side_may_ask_for_a_longer_wait(lab: Lab) -> None:
     at = lab.document(document).next_attempt_at
     assert at is not None
     assert (at - now()).total_seconds() == pytest.approx(90, abs=5)
+
+
+def test_being_told_to_come_later_is_no_failed_attempt(lab: Lab) -> None:
+    dataset = lab.dataset()
+    document = lab.add(dataset, "d", lines(3))
+    lab.embedder.before = fails(20, lambda: RateLimited("429", retry_after_s=0.0))
+    assert lab.work() == 21  # max_attempts is 3
+    row = lab.document(document)
+    assert (row.indexing_status, row.error) == ("completed", None)
+    lab.assert_index_is_what_sql_says(dataset)
+
+
+def test_a_document_that_was_told_to_come_later_is_not_suspected(lab: Lab) -> None:
+    document = lab.add(lab.dataset(), "d", lines(3))
+    lab.embedder.before = fails(9, lambda: RateLimited("429", retry_after_s=40.0))
+    for _ in range(4):
+        lab.work()
+        row = lab.document(document)
+        assert (row.indexing_status, row.attempts, row.error_code) == ("waiting", 0, "rate_limited")
+        at = row.next_attempt_at
+        assert at is not None
+        assert (at - now()).total_seconds() == pytest.approx(40, abs=5)
+        due(lab, document)
+
+
+@pytest.mark.usefixtures("database")
+def test_pauses_of_unknown_length_grow(tmp_path: Path) -> None:
+    with open_lab(tmp_path, retry_base_s=40.0) as lab:
+        document = lab.add(lab.dataset(), "d", lines(3))
+        lab.embedder.before = fails(9, lambda: RateLimited("429"))
+        waits = []
+        for _ in range(6):
+            lab.work()
+            at = lab.document(document).next_attempt_at
+            assert at is not None
+            waits.append((at - now()).total_seconds())
+            due(lab, document)
+        assert waits == pytest.approx([40, 80, 160, 320, 600, 600], abs=5)
+
+
+def test_pauses_and_failures_are_counted_apart(lab: Lab) -> None:
+    document = lab.add(lab.dataset(), "d", lines(3))
+    errors = [RateLimited("429"), TransientError("busy")] * 2 + [RateLimited("429")] * 3
+
+    def fail(_texts: object) -> None:
+        if errors:
+            raise errors.pop(0)
+
+    lab.embedder.before = fail
+    assert lab.work() == 8  # two failures of three that are allowed
+    assert lab.document(document).indexing_status is IndexingStatus.COMPLETED
+
+
+@pytest.mark.usefixtures("database")
+def test_a_document_is_given_up_when_it_was_told_to_come_later_for_too_long(
+    tmp_path: Path,
+) -> None:
+    with open_lab(tmp_path, max_postponed_s=0.5) as lab:
+        document = lab.add(lab.dataset(), "d", lines(3))
+        lab.embedder.before = fails(10_000, lambda: RateLimited("429: come later"))
+        assert lab.work() > 1
+        row = lab.document(document)
+        assert (row.indexing_status, row.error_code) == ("error", "rate_limited")
+        assert row.error == "429: come later"
+
+
+def test_what_was_embedded_before_a_pause_is_kept(lab: Lab) -> None:
+    dataset = lab.dataset()
+    document = lab.add(dataset, "d", lines(3))
+
+    def half_way(texts: Sequence[str]) -> None:
+        lab.embedder.before = lambda texts: None
+        error = RateLimited("429")
+        error.done = {1: lab.embedder.embed_documents(texts[1:2])[0]}
+        raise error
+
+    lab.embedder.before = half_way
+    assert lab.work() == 2
+    assert lab.document(document).indexing_status is IndexingStatus.COMPLETED
+    assert sorted(lab.embedder.texts) == sorted(lines(3).split("\n"))  # none of them twice
+    lab.assert_index_is_what_sql_says(dataset)
 
 
 def test_after_max_attempts_it_is_an_error_until_a_person_retries(lab: Lab) -> None:
