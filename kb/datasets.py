@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 
 from kb.db import now
 from kb.errors import DatasetNameDuplicate, InvalidParam, NotFound, ProviderNotInitialized
-from kb.jobs import enqueue
+from kb.jobs import enqueue_delete, may_be_written
 from kb.models import (
     Dataset,
     Document,
@@ -23,6 +23,7 @@ from kb.models import (
     JobKind,
     ProcessRule,
     UploadFile,
+    text_key,
 )
 from kb.ports import Space
 from kb.resources import FULL_TEXT_SPACE, Resources, space_of
@@ -271,22 +272,26 @@ def delete_dataset(session: Session, dataset: Dataset) -> None:
         .where(Document.dataset_id == dataset.id)
     )
     uploads = session.scalars(select(UploadFile).where(UploadFile.id.in_(files))).all()
-    texts = session.scalars(
-        select(DocumentVersion.text_key)
+    versions = session.execute(
+        select(DocumentVersion.document_id, DocumentVersion.number, DocumentVersion.text_key)
         .join(Document, Document.id == DocumentVersion.document_id)
-        .where(Document.dataset_id == dataset.id, DocumentVersion.text_key.is_not(None))
-    ).all()
-    keys = [u.blob_key for u in uploads] + [t for t in texts if t]
+        .where(Document.dataset_id == dataset.id)
+    )
+    keys = [u.blob_key for u in uploads]
+    keys += [row.text_key or text_key(row.document_id, row.number) for row in versions]
+    own = select(Document.id).where(Document.dataset_id == dataset.id)
+    again = may_be_written(session, own)
     session.delete(dataset)
     session.flush()
     for upload in uploads:
         session.delete(upload)
     if keys:
-        enqueue(session, JobKind.DELETE_BLOBS, keys=keys)
+        enqueue_delete(session, JobKind.DELETE_BLOBS, again=again, keys=keys)
     if space is not None:
-        enqueue(
+        enqueue_delete(
             session,
             JobKind.DELETE_DATASET,
+            again=again,
             space=space.name,
             dim=space.dim,
             dataset_id=str(dataset.id),

@@ -14,7 +14,7 @@ from kb.db import reading
 from kb.errors import ProviderNotInitialized
 from kb.ingestion.points import indexed_leaves, remove, unknown_ids
 from kb.maintenance import pending_jobs, write_points
-from kb.models import Dataset, Document, DocumentVersion, Job, JobKind, UploadFile
+from kb.models import Dataset, Document, DocumentVersion, Job, JobKind, UploadFile, text_key
 from kb.ports import PointHead, Space
 from kb.resources import FULL_TEXT_SPACE, Resources, space_of
 from pipelines.errors import TransientError
@@ -211,10 +211,11 @@ def _examine_files(resources: Resources, report: Report) -> None:
         known |= {key for key in session.scalars(select(DocumentVersion.text_key)) if key}
         known |= {
             # Put by a worker, or by one that died, and put again, before its row is written.
-            f"texts/{document_id}/{version}"
+            text_key(document_id, version)
             for document_id, version in session.execute(
                 select(Document.id, Document.pending_version)
             )
+            if version is not None
         }
         known |= _due_deletes(session).keys
     lost = [key for key in needed if not resources.blobs.exists(key)]

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from hashlib import sha256
 from pathlib import PurePosixPath
+from typing import Any
 
-from sqlalchemy import ColumnElement, and_, exists, func, select
+from sqlalchemy import ColumnElement, Select, and_, exists, func, select
 from sqlalchemy.orm import Session
 
 from kb.datasets import latest_rule, set_retrieval_model, set_technique
@@ -25,7 +26,7 @@ from kb.errors import (
     NotFound,
     UnsupportedFileType,
 )
-from kb.jobs import enqueue
+from kb.jobs import LATE_S, enqueue, enqueue_delete, may_be_written
 from kb.models import (
     UNFINISHED,
     ChildChunk,
@@ -39,6 +40,7 @@ from kb.models import (
     ProcessRule,
     Segment,
     UploadFile,
+    text_key,
 )
 from kb.ports import BlobStore, Queue
 from kb.process_rules import ProcessRuleIn, validate
@@ -281,6 +283,7 @@ def _queue_version(session: Session, document: Document) -> None:
         )
     )
     number = (newest or 0) + 1
+    _drop_overtaken_text(session, document)
     session.add(
         DocumentVersion(
             document_id=document.id,
@@ -291,6 +294,23 @@ def _queue_version(session: Session, document: Document) -> None:
     )
     document.pending_version = number
     _to_queue(document)
+
+
+def _drop_overtaken_text(session: Session, document: Document) -> None:
+    """Whoever works on the version before may have kept its text, and can not store it any more.
+
+    The document's row is changed, and so locked: no worker can pass that checkpoint meanwhile.
+    """
+    overtaken = session.scalar(
+        select(DocumentVersion.number).where(
+            DocumentVersion.document_id == document.id,
+            DocumentVersion.number == document.pending_version,
+            DocumentVersion.staged_at.is_(None),
+        )
+    )
+    if overtaken is not None and may_be_written(session, _itself(document)):
+        keys = [text_key(document.id, overtaken)]
+        enqueue(session, JobKind.DELETE_BLOBS, wait_s=LATE_S, keys=keys)
 
 
 def _to_queue(document: Document) -> None:
@@ -471,22 +491,29 @@ def delete_document(session: Session, dataset: Dataset, document: Document) -> N
     uploads = session.scalars(
         select(UploadFile).where(UploadFile.id.in_([v.upload_file_id for v in versions]))
     ).all()
-    keys = [u.blob_key for u in uploads] + [v.text_key for v in versions if v.text_key]
+    keys = [u.blob_key for u in uploads]
+    keys += [v.text_key or text_key(document.id, v.number) for v in versions]
     space = space_of(dataset)
+    again = may_be_written(session, _itself(document))
     session.delete(document)
     session.flush()
     for upload in uploads:
         session.delete(upload)
-    enqueue(session, JobKind.DELETE_BLOBS, keys=keys)
+    enqueue_delete(session, JobKind.DELETE_BLOBS, again=again, keys=keys)
     if space is not None:
-        enqueue(
+        enqueue_delete(
             session,
             JobKind.DELETE_DOCUMENT,
+            again=again,
             space=space.name,
             dim=space.dim,
             dataset_id=str(dataset.id),
             document_id=str(document.id),
         )
+
+
+def _itself(document: Document) -> Select[Any]:
+    return select(Document.id).where(Document.id == document.id)
 
 
 def _new_batch() -> str:

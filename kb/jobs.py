@@ -7,15 +7,18 @@ from collections.abc import Collection
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, delete, func, or_, select, update
+from sqlalchemy import ColumnElement, Select, and_, delete, exists, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from kb.db import Sessions, now, reading, transaction
-from kb.models import Job, JobKind
+from kb.models import Job, JobKind, PipelineRun
 
 _RETRY_S = 5.0
 _RETRY_MAX_S = 600.0
 _CRASHES = 2
+LATE_S = 60.0
+"""What is deleted under a worker's hands is deleted once more after this long: the worker may have
+written in between, and been killed before it could take that back."""
 
 
 def enqueue(session: Session, kind: JobKind, *, wait_s: float = 0.0, **payload: Any) -> None:
@@ -26,6 +29,25 @@ def enqueue(session: Session, kind: JobKind, *, wait_s: float = 0.0, **payload: 
         payload: JSON values.
     """
     session.add(Job(kind=kind, payload=payload, not_before=now() + timedelta(seconds=wait_s)))
+
+
+def enqueue_delete(session: Session, kind: JobKind, *, again: bool, **payload: Any) -> None:
+    """Write down that something is to be removed from the index or the files.
+
+    Args:
+        again: a worker may write it once more; remove it again `LATE_S` later.
+    """
+    enqueue(session, kind, **payload)
+    if again:
+        enqueue(session, kind, wait_s=LATE_S, **payload)
+
+
+def may_be_written(session: Session, documents: Select[Any]) -> bool:
+    """Whether a worker may have one of these documents in its hands, with or without a lease."""
+    asked = exists().where(
+        PipelineRun.document_id.in_(documents), PipelineRun.status.in_(("running", "lost"))
+    )
+    return bool(session.scalar(select(asked)))
 
 
 def retry_wait_s(attempts: int) -> float:

@@ -305,6 +305,11 @@ class DocumentVersion(Base):
     warnings: Mapped[list[Any] | None]
 
 
+def text_key(document_id: uuid.UUID, version: int) -> str:
+    """Blob of the text that a version's segment offsets point into."""
+    return f"texts/{document_id}/{version}"
+
+
 class Segment(Base):
     """A chunk that is stored, numbered, searchable.
 

@@ -22,7 +22,7 @@ from kb.ingestion.staging import (
     switch_rows,
     upsert_staged,
 )
-from kb.jobs import enqueue
+from kb.jobs import LATE_S, enqueue
 from kb.models import (
     ChildChunk,
     Dataset,
@@ -31,6 +31,7 @@ from kb.models import (
     IndexingStatus,
     JobKind,
     Segment,
+    text_key,
 )
 from kb.ports import BlobStore, SegmentIndex, Space
 from pipelines.errors import Cancelled, PipelineError
@@ -116,18 +117,18 @@ class DocumentSink:
         if self._staged:
             return
         rows = rows_of(chunked.chunks, self._claim, self._actor, self._count_tokens)
-        text_key = None
+        key: str | None = None
         if chunked.source_text:
-            text_key = f"texts/{self._claim.document_id}/{self._claim.version}"
-            self._blobs.put(text_key, chunked.source_text.encode("utf-8", "surrogatepass"))
+            key = text_key(self._claim.document_id, self._claim.version)
+            self._blobs.put(key, chunked.source_text.encode("utf-8", "surrogatepass"))
         try:
-            retried(partial(self._commit_stage, rows, text_key, list(chunked.warnings)))
+            retried(partial(self._commit_stage, rows, key, list(chunked.warnings)))
         except LeaseLost:
-            self._drop_text(text_key)
+            self._drop_text(key)
             raise
         self._staged, self._flat = True, not rows.children
 
-    def _commit_stage(self, rows: Rows, text_key: str | None, warnings: list[Any]) -> None:
+    def _commit_stage(self, rows: Rows, key: str | None, warnings: list[Any]) -> None:
         with transaction(self._sessions) as session:
             unset = find_average(session, self._claim.dataset_id) is None
             hold_dataset(session, self._claim.dataset_id, to_change=unset)
@@ -139,14 +140,16 @@ class DocumentSink:
             )
             self._stage_rows(session, rows, first=unset)
             session.execute(
-                self._version_update().values(staged_at=now(), text_key=text_key, warnings=warnings)
+                self._version_update().values(staged_at=now(), text_key=key, warnings=warnings)
             )
 
     def _stage_rows(self, session: Session, rows: Rows, *, first: bool) -> None:
         version = self._claim.version
         if version > 1:
             removed = drop_other_stagings(session, self._claim)
-            self._delete_points(session, removed, wait_s=0.0)
+            # Again later: the worker that was overtaken may be writing one of them right now.
+            for wait_s in (0.0, LATE_S):
+                self._delete_points(session, removed, wait_s=wait_s)
         upsert_staged(session, Segment, rows.segments, version)
         upsert_staged(session, ChildChunk, rows.children, version)
         if first:  # it fixes the average length until drift calls for a rebuild

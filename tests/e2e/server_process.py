@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -103,6 +105,11 @@ class ServerProcess:
         code = self._process.wait(timeout=60)
         self._process = None
         return code
+
+    def hurry_jobs(self) -> None:
+        """Let the time of every job come now."""
+        with closing(sqlite3.connect(self.data_dir / "kb.db", timeout=30)) as db, db:
+            db.execute("UPDATE jobs SET not_before = created_at")
 
     def text(self) -> str:
         """What it printed so far, in all its lives."""

@@ -11,12 +11,13 @@ import pytest
 from sqlalchemy import select, update
 
 from kb.db import now, reading, transaction
+from kb.ingestion.sink import DocumentSink
 from kb.jobs import claim_job, enqueue, release_jobs, retry_wait_s
 from kb.maintenance import rebuild_dataset, run_next_job, write_points
 from kb.models import Dataset, Job, JobKind, Segment
 from kb.resources import space_of
 from kb.retrieval.analysis import terms_of_query
-from tests.kb.ingesting import Killed, Lab, lines, open_lab
+from tests.kb.ingesting import Killed, Lab, dies, lines, open_lab
 from tests.kb.server import add_file
 
 
@@ -170,6 +171,62 @@ def test_a_dataset_deleted_while_its_documents_are_in_work_leaves_nothing(lab: L
     lab.settle()
     assert lab.points(dataset) == {}
     assert list(lab.resources.blobs.keys()) == []
+    lab.later()
+    assert lab.waiting_jobs() == []
+
+
+@pytest.mark.parametrize("whole_dataset", [True, False])
+def test_what_a_worker_wrote_after_the_delete_and_before_it_was_killed_is_removed_later(
+    lab: Lab, whole_dataset: bool
+) -> None:
+    dataset = lab.dataset()
+    document = lab.add(dataset, "d", lines(3))
+
+    def deleted(_points: object) -> None:
+        if not whole_dataset:
+            lab.add(dataset, "d", lines(3, "new"))  # takes it out of the worker's hands
+        lab.delete(dataset, None if whole_dataset else document)
+        lab.jobs()
+
+    lab.index.before_upsert, lab.index.after_upsert = deleted, dies
+    with pytest.raises(Killed):
+        lab.ingest(lab.claim())
+    lab.jobs()
+    assert len(lab.points(dataset)) == 3, "it could not take them back"
+    lab.later()
+    assert lab.points(dataset) == {}
+    assert list(lab.resources.blobs.keys()) == []
+    assert lab.waiting_jobs() == []
+
+
+def test_a_delete_that_no_worker_knows_of_is_done_once(lab: Lab) -> None:
+    dataset = lab.dataset()
+    document = lab.add(dataset, "d", lines(3))
+    lab.settle()
+    lab.delete(dataset, document)
+    lab.jobs()
+    assert lab.waiting_jobs() == []
+
+
+@pytest.mark.parametrize("then", ["replaced", "deleted"])
+def test_the_text_that_a_killed_worker_kept_goes_with_its_version(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, then: str
+) -> None:
+    dataset = lab.dataset()
+    document = lab.add(dataset, "d", lines(3))
+    with monkeypatch.context() as patched:
+        patched.setattr(DocumentSink, "_commit_stage", dies)
+        with pytest.raises(Killed):
+            lab.ingest(lab.claim())
+    assert lab.resources.blobs.exists(f"texts/{document}/1")
+    lab.restart()
+    lab.add(dataset, "d", lines(4))
+    if then == "deleted":
+        lab.delete(dataset, document)
+    lab.settle()
+    lab.later()
+    texts = set(lab.resources.blobs.keys("texts/"))
+    assert texts == (set() if then == "deleted" else {f"texts/{document}/2"})
     assert lab.waiting_jobs() == []
 
 
