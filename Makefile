@@ -7,7 +7,7 @@ export HF_HUB_OFFLINE := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install services demo test lint types contracts check serve bench docs clean
+.PHONY: help install services demo test faults lint types contracts check serve bench docs clean
 
 help:  ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -36,6 +36,10 @@ test: install services  ## Run all tests
 	@tests=$$(mktemp -d /dev/shm/kb-tests-XXXXXX 2>/dev/null || mktemp -d); trap 'rm -rf "$$tests"' EXIT; \
 		$(BIN)/python -m pytest --numprocesses=auto --dist=loadfile --basetemp="$$tests/tmp" \
 		--cov --cov-report=term $(ARGS)
+
+faults: install services  ## Kill, cut off and confuse a running installation; ROUNDS= SEED= ONLY=kind:number
+	@$(BIN)/python -m tests.faults $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(SEED),--seed $(SEED)) \
+		$(if $(ONLY),--only "$(ONLY)")
 
 lint: install  ## Check style
 	@$(BIN)/ruff check .

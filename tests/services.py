@@ -58,6 +58,7 @@ class PostgreSQL:
     _process: subprocess.Popen[bytes]
     _program: Path
     _user: str | None
+    _options: dict[str, str]
     _templates: dict[str, Callable[[str], None]] = field(default_factory=dict)
 
     def url(self, database: str) -> str:
@@ -107,7 +108,9 @@ class PostgreSQL:
     def restart(self) -> None:
         """End the server as a crash would, and start it again on the same port and data."""
         _stop(self._process, signal.SIGQUIT)
-        self._process = _start_postgres(self._program, self.directory, self.port, self._user)
+        self._process = _start_postgres(
+            self._program, self.directory, self.port, self._user, self._options
+        )
         _wait_for_postgres(self)
 
     def stop(self) -> None:
@@ -116,8 +119,13 @@ class PostgreSQL:
         shutil.rmtree(self.directory, ignore_errors=True)
 
 
-def start_postgresql() -> PostgreSQL:
-    """Raises: ServiceMissing, ServiceFailed."""
+def start_postgresql(**changes: str) -> PostgreSQL:
+    """Start a server; `changes` are of its options, such as `synchronous_commit="on"`.
+
+    Raises:
+        ServiceMissing, ServiceFailed.
+    """
+    options = _QUICK | changes
     initdb, postgres = _postgres_programs()
     user = _unprivileged()
     directory = Path(tempfile.mkdtemp(prefix="kb-pg-"))
@@ -143,8 +151,8 @@ def start_postgresql() -> PostgreSQL:
         if made.returncode:
             raise ServiceFailed(f"initdb: {(made.stdout + made.stderr).decode()}")
         port = free_port()
-        process = _start_postgres(postgres, directory, port, user)
-        server = PostgreSQL(port, directory, process, postgres, user)
+        process = _start_postgres(postgres, directory, port, user, options)
+        server = PostgreSQL(port, directory, process, postgres, user, options)
         try:
             _wait_for_postgres(server)
         except BaseException:
@@ -157,16 +165,16 @@ def start_postgresql() -> PostgreSQL:
 
 
 def _start_postgres(
-    program: Path, directory: Path, port: int, user: str | None
+    program: Path, directory: Path, port: int, user: str | None, options: dict[str, str]
 ) -> subprocess.Popen[bytes]:
-    options = {
-        **_QUICK,
+    given = {
+        **options,
         "port": str(port),
         "listen_addresses": "127.0.0.1",
         "unix_socket_directories": str(directory),
     }
     command = [*_as_user(user), *_dies_with_us(), str(program), "-D", str(directory / "data")]
-    for name, value in options.items():
+    for name, value in given.items():
         command += ["-c", f"{name}={value}"]
     return _spawn(command, directory)
 

@@ -7,14 +7,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import redis
-from pydantic import SecretStr
+from pydantic import BaseModel, SecretStr
 from sqlalchemy import func, select
 from starlette.testclient import TestClient
 
@@ -23,7 +23,7 @@ from kb.db import reading
 from kb.models import UNFINISHED, ChildChunk, Document, IndexingStatus, PipelineRun, Segment
 from kb.ports import Space
 from kb.resources import FULL_TEXT_SPACE, Resources
-from kb.settings import Embedding, Ingestion, Qdrant, Settings
+from kb.settings import Embedding, Ingestion, Limits, Qdrant, Settings
 from kb.wiring import open_resources
 from tests.contracts.qdrant_double import Double
 from tests.kb.server import KEY, LINES, add_dataset, add_text
@@ -42,6 +42,7 @@ class Service:
     resources: Resources
     client: TestClient
     broker: Redis
+    double: Double
     directory: Path
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
@@ -83,9 +84,9 @@ class Service:
             "KB_QDRANT__PREFER_GRPC": "false",
             "KB_DATA_DIR": str(given.data_dir),
             "KB_EMBEDDING__CACHE_DIR": str(given.embedding.cache_dir),
-            "KB_INGESTION__LEASE_S": str(given.ingestion.lease_s),
-            "KB_INGESTION__SWEEP_S": str(given.ingestion.sweep_s),
-            "KB_INGESTION__BATCH_SEGMENTS": str(given.ingestion.batch_segments),
+            "KB_QDRANT__RETRY_BASE_S": str(given.qdrant.retry_base_s),
+            **_as_environment("KB_INGESTION__", given.ingestion),
+            **_as_environment("KB_LIMITS__", given.limits),
         }
 
     def kill(self, process: subprocess.Popen[bytes]) -> None:
@@ -175,7 +176,12 @@ class Service:
 
 @contextmanager
 def open_service(
-    directory: Path, postgresql: PostgreSQL, broker: Redis, **ingestion: Any
+    directory: Path,
+    postgresql: PostgreSQL,
+    broker: Redis,
+    *,
+    limits: Limits | None = None,
+    **ingestion: Any,
 ) -> Iterator[Service]:
     """A fresh installation without workers; whatever was started is ended with it."""
     with ExitStack() as stack:
@@ -189,6 +195,7 @@ def open_service(
             redis_url=SecretStr(broker.url),
             qdrant=Qdrant(url=double.url, prefer_grpc=False, retry_base_s=0.01),
             embedding=Embedding(cache_dir=model_cache()),
+            limits=limits or Limits(),
             ingestion=Ingestion(
                 **{"lease_s": 3.0, "sweep_s": 1.0, "batch_segments": 16, **ingestion}
             ),
@@ -197,12 +204,11 @@ def open_service(
         app = create_app(resources, process_key=KEY)
         headers = {"Authorization": f"Bearer {KEY}"}
         client = stack.enter_context(TestClient(app, headers=headers))
-        service = Service(settings, resources, client, broker, directory)
+        service = Service(settings, resources, client, broker, double, directory)
         stack.callback(service.stop)
         yield service
 
 
-def children_of(pid: int) -> Sequence[int]:
-    """Child processes, as the kernel lists them."""
-    listed = Path(f"/proc/{pid}/task/{pid}/children").read_text()
-    return [int(child) for child in listed.split()]
+def _as_environment(prefix: str, group: BaseModel) -> dict[str, str]:
+    """What was said of a group of settings, as variables."""
+    return {f"{prefix}{name.upper()}": str(getattr(group, name)) for name in group.model_fields_set}

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import time
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from uuid import UUID
@@ -19,7 +17,7 @@ from kb.ports import Queue
 from kb.sweeper import sweep
 from tests.kb.server import search
 from tests.services import PostgreSQL, Redis
-from tests.workers.service import Service, children_of, open_service
+from tests.workers.service import Service, open_service
 
 pytestmark = [pytest.mark.integration, pytest.mark.e2e]
 
@@ -55,56 +53,6 @@ def test_two_workers_ingest_each_document_once(service: Service, pool: str) -> N
     service.wait(lambda: service.messages() == 0)
     time.sleep(0.5)  # the last of them is taken
     assert service.runs() == ["succeeded"] * 21
-    service.assert_index_is_what_sql_says()
-
-
-def test_a_killed_worker_loses_nothing(service: Service) -> None:
-    plain = service.dataset("plain")
-    first = service.worker(KB_INGESTION__BATCH_SEGMENTS="1")
-    service.start("beat")
-    service.add(plain, 20, lines=25)
-    service.wait(lambda: service.completed() >= 2, 90)
-    (child,) = children_of(first.pid)
-    os.kill(child, signal.SIGKILL)  # its parent starts another
-    service.wait(lambda: service.completed() >= 5, 90)
-    service.kill(first)
-    second = service.worker()
-    service.wait(service.settled, 90)
-    assert service.states() == {"completed": 20}
-    ended = Counter(service.runs())
-    assert ended["succeeded"] == 20
-    assert ended["lost"] <= 2, "one per kill at most"
-    service.assert_index_is_what_sql_says()
-    assert second.poll() is None
-
-
-def test_a_broker_that_forgets_everything_delays_and_loses_nothing(service: Service) -> None:
-    plain = service.dataset("plain")
-    service.add(plain, 6, name="before")
-    assert service.messages() == 6
-    service.flush_broker()
-    service.worker("--pool=threads", "--concurrency=2")
-    service.start("beat")
-    service.wait(lambda: service.completed() == 6, 90)
-    service.broker.restart()  # and gone for a moment
-    service.add(plain, 6, name="after")
-    service.wait(lambda: service.completed() == 12, 90)
-    assert service.runs() == ["succeeded"] * 12
-    service.assert_index_is_what_sql_says()
-
-
-def test_a_database_that_restarts_in_the_middle_delays_and_loses_nothing(
-    service: Service, postgresql: PostgreSQL
-) -> None:
-    plain = service.dataset("plain")
-    service.worker("--pool=threads", "--concurrency=2", KB_INGESTION__BATCH_SEGMENTS="1")
-    service.start("beat")
-    service.add(plain, 8, lines=25)
-    service.wait(lambda: service.completed() >= 2, 90)
-    postgresql.execute("CHECKPOINT")  # fsync is off: only what is on disk is there afterwards
-    postgresql.restart()
-    service.wait(service.settled, 90)
-    assert service.states() == {"completed": 8}
     service.assert_index_is_what_sql_says()
 
 
