@@ -13,6 +13,7 @@ from kb.db import exclusive, reading, transaction
 from kb.ingestion.embedding_cache import embed_cached
 from kb.ingestion.points import Embed, indexed_leaves, restore, unknown_ids
 from kb.jobs import claim_job, enqueue, finish_job, postpone_job, retry_wait_s
+from kb.metrics import JOBS
 from kb.models import ChildChunk, Dataset, Job, JobKind, Segment
 from kb.ports import Space
 from kb.resources import Resources, space_of
@@ -38,8 +39,10 @@ def run_next_job(resources: Resources, owner: str) -> bool:
             exc,
         )
         postpone_job(resources.sessions, job, f"{type(exc).__name__}: {exc}")
+        JOBS.labels(job.kind, "failed").inc()
         return True
     finish_job(resources.sessions, job.id)
+    JOBS.labels(job.kind, "done").inc()
     return True
 
 

@@ -249,6 +249,20 @@ class Ingestion(BaseModel):
     """How long a query stays in the history."""
 
 
+class Metrics(BaseModel):
+    """Who may read metrics, and where workers show theirs."""
+
+    model_config = ConfigDict(frozen=True)
+
+    token: SecretStr | None = None
+    """Asked for as `Authorization: Bearer TOKEN`; None: `/metrics` of the API answers programs of
+    this machine only."""
+    worker_port: int | None = Field(default=None, gt=0, le=65535)
+    """Port on which a `kb worker` shows its metrics; None: it does not."""
+    worker_host: str = "127.0.0.1"
+    """Address of that port; without a token let nobody reach it who should not."""
+
+
 class Retrieval(BaseModel):
     """How queries are answered."""
 
@@ -314,12 +328,15 @@ class Settings(BaseSettings):
     """Port that the API listens on; 0 takes a free one."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least severe kind of line that is logged."""
+    log_format: Literal["text", "json"] = "text"
+    """How lines are logged: as text (logfmt in front of the message), or one JSON object each."""
     shutdown_s: float = Field(default=20.0, gt=0)
     """How long a stop waits for requests and batches in work."""
     qdrant: Qdrant = Qdrant()
     blobs: Blobs = Blobs()
     embedding: Embedding = Embedding()
     ingestion: Ingestion = Ingestion()
+    metrics: Metrics = Metrics()
     retrieval: Retrieval = Retrieval()
     limits: Limits = Limits()
 

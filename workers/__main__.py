@@ -13,10 +13,11 @@ def main(arguments: list[str]) -> int:
     from kb.errors import KBError
 
     try:
-        from workers.app import app
+        from workers.app import app, configure_logging
     except (KBError, ValidationError) as exc:
         print(f"error: {exc}", file=sys.stderr)
         return 1
+    configure_logging()  # Celery warns before it has its logging set up
     try:
         app.start(arguments)
     except (KBError, SQLAlchemyError) as exc:

@@ -26,9 +26,11 @@ from celery.signals import (
 from kb.adapters.celery_queue import celery_config
 from kb.crew import Crew
 from kb.errors import Misconfigured
+from kb.logs import formatter, secrets_of
 from kb.resources import Resources
 from kb.settings import Settings
 from kb.wiring import check_service, open_resources
+from workers.metrics import forget_counts, serve_metrics
 from workers.schedule import beat_schedule
 
 log = logging.getLogger("kb.worker")
@@ -100,7 +102,9 @@ def _opened() -> _Process:
 def _start(sender: Any, **_: Any) -> None:
     """Open the adapters in this very process, unless it only leads others that will."""
     _stopping[0] = 0
-    if "prefork" not in sender.pool_cls.__module__:
+    prefork = "prefork" in sender.pool_cls.__module__
+    serve_metrics(_settings.metrics, several=prefork)
+    if not prefork:
         _opened()
 
 
@@ -126,10 +130,17 @@ def _stop(**_: Any) -> None:
             _process = None
 
 
+@worker_shutdown.connect
+def _forget_counts(**_: Any) -> None:
+    forget_counts()
+
+
 @setup_logging.connect
-def _configure_logging(**_: Any) -> None:
+def configure_logging(**_: Any) -> None:
     """One line per record, to stderr, as `kb serve` writes it."""
-    line = "time=%(asctime)s level=%(levelname)s logger=%(name)s %(message)s"
-    logging.basicConfig(level=logging.WARNING, format=line, force=True)
+    handler = logging.StreamHandler()
+    handler.setFormatter(formatter(_settings.log_format, secrets=secrets_of(_settings)))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    logging.captureWarnings(True)
     for name in ("kb", "celery.worker", "celery.beat"):
         logging.getLogger(name).setLevel(_settings.log_level.upper())

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kb.adapters.model_layout import ModelLayout
+from kb.metrics import EMBEDDED_TOKENS
 from pipelines.errors import TransientError
 from pipelines.types import Vector, Vectors
 
@@ -88,6 +89,7 @@ class OnnxBackend:
             for i in range(0, len(texts), _TEXTS_PER_TASK)
         ]
         rows = [ids for part in self._in_pool(slices) for ids in part]
+        EMBEDDED_TOKENS.inc(sum(len(ids) for ids in rows))
         batches = self._batches(rows)
         embedded = self._in_pool([partial(self._embed, [rows[i] for i in b]) for b in batches])
         vectors = np.empty((len(rows), embedded[0].shape[1]), dtype=np.float32)

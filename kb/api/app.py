@@ -20,9 +20,11 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.routing import Match, Route
 
-from kb.api import datasets, documents, retrieval, segments, status, system
+from kb.api import datasets, documents, metrics, retrieval, segments, status, system
 from kb.api.manual import write_manual
+from kb.api.observed import Observed
 from kb.errors import KBError, Unavailable
+from kb.metrics import ERRORS
 from kb.query_log import QueryLog
 from kb.resources import Resources
 from kb.runner import Runner
@@ -36,6 +38,7 @@ ROUTERS = (
     segments.router,
     retrieval.router,
     status.router,
+    metrics.router,
     system.router,
 )
 
@@ -81,6 +84,8 @@ def create_app(
     app.add_exception_handler(PoolTimeout, _database_busy)
     app.add_exception_handler(Exception, _unexpected)
     write_manual(app)
+    inner = app.build_middleware_stack
+    app.build_middleware_stack = lambda: Observed(inner())  # type: ignore[method-assign]
     return app
 
 
@@ -94,6 +99,7 @@ def error_body(
     code: str, message: str, status: int, headers: Mapping[str, str] | None = None
 ) -> JSONResponse:
     """The error body of the public API."""
+    ERRORS.labels(code).inc()
     added = {401: {"WWW-Authenticate": 'Bearer realm="api"'}, 503: {"Retry-After": "1"}}
     body = {"code": code, "message": message, "status": status}
     return JSONResponse(body, status, {**added.get(status, {}), **(headers or {})})

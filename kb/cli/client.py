@@ -197,10 +197,14 @@ class _ToStderr(logging.Handler):
         click.echo(self.format(record), err=True)
 
 
-def configure_logging(levels: dict[str, int | str], line: str = "%(message)s") -> None:
-    """Log to stderr: warnings, and of these loggers what is at least of this level."""
+def configure_logging(levels: dict[str, int | str], lines: logging.Formatter | None = None) -> None:
+    """Log to stderr: warnings, and of these loggers what is at least of this level.
+
+    Args:
+        lines: how they are written; None: the message alone.
+    """
     handler = _ToStderr()
-    handler.setFormatter(logging.Formatter(line))
+    handler.setFormatter(lines or logging.Formatter("%(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     for name, level in levels.items():
         logging.getLogger(name).setLevel(level)

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from kb.resources import Resources
     from pipelines.ports import Embedder
 
-LOG_LINE = "time=%(asctime)s level=%(levelname)s logger=%(name)s %(message)s"
 log = logging.getLogger("kb.serve")
 
 
@@ -52,9 +51,12 @@ def serve(target: Target, host: str | None, port: int | None) -> None:
     SIGTERM ends the process cleanly: requests are finished, documents in work are handed back to
     the queue and go on at the next start.
     """
+    from kb.logs import formatter, secrets_of
+
     settings = load_settings(target)
     host, port = host or settings.host, settings.port if port is None else port
-    configure_logging({"kb": settings.log_level.upper()}, LOG_LINE)
+    lines = formatter(settings.log_format, secrets=secrets_of(settings))
+    configure_logging({"kb": settings.log_level.upper()}, lines)
     with (
         stopping(settings.shutdown_s) as stop,
         open_data_directory(settings) as (directory, resources),

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import os
+import socket
 import sys
-from typing import NoReturn
+import tempfile
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
 from kb.cli.client import load_settings
 from kb.cli.options import CliError, Target, examples, target_options
+
+if TYPE_CHECKING:
+    from kb.settings import Metrics
 
 _QUEUES = ("interactive", "bulk", "maintenance")
 
@@ -64,16 +69,36 @@ def worker(
     if pool == "prefork" and "threads" not in settings.embedding.model_fields_set:
         # Each child process embeds with its share of the processors.
         os.environ["KB_EMBEDDING__THREADS"] = str(max(1, (os.cpu_count() or 1) // count))
+    _prepare_metrics(settings.metrics, several=pool == "prefork")
     arguments = [f"--pool={pool}", f"--concurrency={count}", f"--queues={','.join(asked)}"]
     if name is not None:
         arguments.append(f"--hostname={name if '@' in name else f'{name}@%h'}")
     become(target, "worker", [*arguments, "--without-mingle"])
 
 
+def _prepare_metrics(metrics: Metrics, *, several: bool) -> None:
+    """Raises: CliError: the port of the metrics is taken, or the address is not this machine's."""
+    os.environ.pop("PROMETHEUS_MULTIPROC_DIR", None)
+    if metrics.worker_port is None:
+        return
+    address = (metrics.worker_host, metrics.worker_port)
+    try:
+        socket.create_server(address).close()
+    except OSError as exc:
+        reason = (exc.strerror or str(exc)).partition(" (")[0]
+        raise CliError(
+            f"cannot show metrics on {address[0]} port {address[1]}: {reason}; give each worker of "
+            "a machine a KB_METRICS__WORKER_PORT of its own"
+        ) from exc
+    if several:  # before the library is imported
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = tempfile.mkdtemp(prefix="kb-metrics-")
+
+
 def become(target: Target, command: str, arguments: list[str]) -> NoReturn:
     """This process becomes `python -m workers ...`, so that signals reach that."""
     if target.data_dir is not None:
         os.environ["KB_DATA_DIR"] = str(target.data_dir)
-    program = [sys.executable, "-m", "workers", command, *arguments]
+    # Quiet: without Celery's banner; what there is to say is said in lines of the log.
+    program = [sys.executable, "-m", "workers", "--quiet", command, *arguments]
     sys.stdout.flush()
     os.execv(sys.executable, program)

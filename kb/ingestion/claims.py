@@ -26,7 +26,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import Session, aliased
 
-from kb.db import Sessions, now, reading, retried, transaction
+from kb.db import Sessions, after_commit, now, reading, retried, transaction
+from kb.metrics import LEASES_EXPIRED
 from kb.models import (
     UNFINISHED,
     UNFINISHED_SQL,
@@ -382,12 +383,15 @@ def _start(session: Session, claim: Claim, lease_s: float) -> None:
         .values(**values)
         .execution_options(synchronize_session=False)
     )
-    session.execute(
+    lost = session.execute(
         update(PipelineRun)
         .where(PipelineRun.document_id == claim.document_id, PipelineRun.status == "running")
         .values(status="lost", finished_at=at, error="its worker ended without an outcome")
         .execution_options(synchronize_session=False)
     )
+    assert isinstance(lost, CursorResult)
+    if lost.rowcount:
+        after_commit(session, partial(LEASES_EXPIRED.inc, lost.rowcount))
     session.add(
         PipelineRun(
             id=claim.run_id,

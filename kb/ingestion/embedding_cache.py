@@ -12,6 +12,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from kb.db import Sessions, now, reading, transaction
+from kb.metrics import EMBEDDED_TEXTS, EMBEDDING_SECONDS
 from kb.models import CachedEmbedding
 from pipelines.errors import TransientError
 from pipelines.ports import Embedder
@@ -51,6 +52,7 @@ def embed_cached(embedder: Embedder, texts: Sequence[str], sessions: Sessions) -
     with reading(sessions) as session:
         known = find_vectors(session, embedder.id, list(dict.fromkeys(hashes)))
     missing = {h: t for h, t in zip(hashes, texts, strict=True) if h not in known}
+    EMBEDDED_TEXTS.labels("cache").inc(len(texts) - len(missing))
     if missing:
         known.update(_embed(embedder, missing, sessions))
     if not texts:
@@ -62,11 +64,13 @@ def _embed(embedder: Embedder, texts: dict[str, str], sessions: Sessions) -> dic
     """Vectors by hash, of texts by hash; in the cache when this returns."""
     hashes = list(texts)
     try:
-        vectors = embedder.embed_documents(list(texts.values()))
+        with EMBEDDING_SECONDS.time():
+            vectors = embedder.embed_documents(list(texts.values()))
     except TransientError as exc:
         if exc.done:
             _remember(sessions, embedder.id, {hashes[i]: row for i, row in exc.done.items()})
         raise
+    EMBEDDED_TEXTS.labels("model").inc(len(texts))
     log.debug("embedded %s", " ".join(h[:16] for h in hashes))
     fresh = dict(zip(hashes, vectors, strict=True))
     _remember(sessions, embedder.id, fresh)

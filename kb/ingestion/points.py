@@ -12,6 +12,7 @@ from sqlalchemy import func, or_, select
 from sqlalchemy.orm import Session
 
 from kb.db import Sessions, reading
+from kb.metrics import INDEX_POINTS, INDEX_SECONDS
 from kb.models import ChildChunk, Dataset, Document, Segment
 from kb.ports import Point, SegmentIndex, Space
 from kb.retrieval.analysis import analyse
@@ -68,8 +69,10 @@ def write_leaves(
         )
         for i, leaf in enumerate(leaves)
     ]
-    index.upsert(space, points)
-    index.flush(space)
+    with INDEX_SECONDS.time():
+        index.upsert(space, points)
+        index.flush(space)
+    INDEX_POINTS.inc(len(points))
 
 
 def restore(

@@ -15,11 +15,13 @@ from typing import Any
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
+from kb import metrics
 from kb.db import now, reading, transaction
 from kb.errors import KBError, NotFound, Unavailable
 from kb.ingestion.claims import Claim, LeaseLost, release
 from kb.ingestion.embedding_cache import embed_cached
 from kb.ingestion.sink import DocumentSink
+from kb.logs import log_ids
 from kb.models import (
     ChildChunk,
     Dataset,
@@ -77,6 +79,12 @@ def ingest(claim: Claim, resources: Resources, *, stopped: Callable[[], bool]) -
 
     The outcome is recorded on the document; only a lost lease leaves it to its new owner.
     """
+    ids = {"document": claim.document_id, "dataset": claim.dataset_id, "run": claim.run_id}
+    with log_ids(**ids):
+        _ingest(claim, resources, stopped)
+
+
+def _ingest(claim: Claim, resources: Resources, stopped: Callable[[], bool]) -> None:
     recorder = _Recorder(claim, resources)
     sink: DocumentSink | None = None
     try:
@@ -102,6 +110,8 @@ def ingest(claim: Claim, resources: Resources, *, stopped: Callable[[], bool]) -
             )
             result = run(work.graph, blob, ctx, on_event=on_event)
         sink.switch(partial(recorder.succeeded, sink, result.timings))
+        metrics.DOCUMENTS.labels("completed").inc()
+        log.info("completed: %d segments in %.3f s", sink.segments, result.seconds)
     except (LeaseLost, Cancelled) as exc:
         recorder.handed_back(exc)
     except Exception as exc:  # noqa: BLE001 - the one place that records any failure
@@ -249,8 +259,10 @@ class _Recorder:
     def event(self, sink: DocumentSink, event: RunEvent) -> None:
         """Show the stage, and keep the times of those done for the next checkpoint."""
         role = event.role or ""
-        if event.kind is EventKind.NODE_FINISHED and role in _DONE_COLUMN:
-            sink.stage_times[_DONE_COLUMN[role]] = now()
+        if event.kind is EventKind.NODE_FINISHED:
+            _observe(role, event.elapsed_s, sink)
+            if role in _DONE_COLUMN:
+                sink.stage_times[_DONE_COLUMN[role]] = now()
         if event.kind is EventKind.NODE_STARTED:
             self._stage = _STATUS_OF_ROLE.get(role, IndexingStatus.INDEXING)
             if role in _STATUS_OF_ROLE and time.monotonic() - self._shown_at > _SHOW_AFTER_S:
@@ -274,6 +286,8 @@ class _Recorder:
         with transaction(self._sessions) as session:
             release(session, self._claim)
             self._end_run(session, "stopped", exc)
+        metrics.DOCUMENTS.labels("lost" if self.lost else "handed_back").inc()
+        log.info("not finished: %s", exc)
 
     def failed(self, exc: Exception) -> None:
         """Record the failure: a transient one is tried again with growing waits, then given up.
@@ -282,24 +296,27 @@ class _Recorder:
         """
         unexpected = not isinstance(exc, PipelineError | KBError)
         log.warning(
-            "document %s: %s",
-            self._claim.document_id,
+            "failed while %s: %s",
+            self._stage.value,
             _reason(exc),
             exc_info=exc if unexpected else None,
         )
         try:
             with transaction(self._sessions) as session:
-                self._fail(session, exc)
+                outcome = self._fail(session, exc)
                 self._end_run(session, "failed", exc)
         except LeaseLost as lost:
-            log.info("document %s was taken over meanwhile", self._claim.document_id)
             self.handed_back(lost)
+            return
+        metrics.DOCUMENTS.labels(outcome).inc()
+        metrics.DOCUMENT_ERRORS.labels(_code(exc), self._stage.value).inc()
 
-    def _fail(self, session: Session, exc: Exception) -> None:
+    def _fail(self, session: Session, exc: Exception) -> str:
+        """The outcome: `failed`, or `retried` when it is tried again."""
         crashed = getattr(exc, "code", None) == CRASHED
         values: dict[str, Any] = {
             "error": _reason(exc),
-            "error_code": getattr(exc, "code", "unexpected_error"),
+            "error_code": _code(exc),
             "error_stage": str(self._claim.found if crashed else self._stage),
             "lease_owner": None,
             "lease_expires_at": None,
@@ -314,7 +331,7 @@ class _Recorder:
         )
         if given_up:
             self._claim.move(session, IndexingStatus.ERROR, stopped_at=now(), **values)
-            return
+            return "failed"
         times = past.postponements if postponed else failures - 1
         wait = min(self._settings.retry_max_s, self._settings.retry_base_s * 2.0 ** min(times, 60))
         wait = max(wait, getattr(exc, "retry_after_s", None) or 0.0)
@@ -326,6 +343,7 @@ class _Recorder:
             next_attempt_at=now() + timedelta(seconds=wait),
             **values,
         )
+        return "retried"
 
     def _end_run(
         self,
@@ -354,6 +372,18 @@ def _seconds(timing: NodeTiming, sink: DocumentSink) -> float:
     if timing.kind == "embed":
         return timing.seconds + sink.embedding_s
     return timing.seconds - (sink.embedding_s if timing.kind == "index" else 0.0)
+
+
+def _observe(role: str, seconds: float, sink: DocumentSink) -> None:
+    if role == "index":
+        metrics.STAGE_SECONDS.labels("embed").observe(sink.embedding_s)
+        seconds -= sink.embedding_s
+    if role != "embed":
+        metrics.STAGE_SECONDS.labels(role).observe(seconds)
+
+
+def _code(exc: Exception) -> str:
+    return str(getattr(exc, "code", "unexpected_error"))
 
 
 @dataclass(frozen=True)

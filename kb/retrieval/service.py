@@ -11,6 +11,7 @@ from uuid import UUID
 
 from sqlalchemy.orm import Session
 
+from kb.metrics import LEG_SECONDS, RETRIEVAL_SECONDS, RETRIEVAL_STAGE_SECONDS
 from kb.models import Dataset, IndexingTechnique
 from kb.ports import Scored
 from kb.resources import Resources, space_of
@@ -28,6 +29,7 @@ from kb.retrieval.types import (
     SearchMethod,
 )
 
+_DENSE_LEG, _TEXT_LEG = LEG_SECONDS.labels("dense"), LEG_SECONDS.labels("text")
 _FIRST_DEPTH = 50
 """Legs are read at least so deep; a child below it is listed only as its parent's best."""
 _DEEPER = 2
@@ -58,6 +60,20 @@ def retrieve(
         StoreUnavailable: the index did not answer; safe to retry.
     """
     clock = _Clock()
+    try:
+        return _retrieve(session, query, datasets, settings, resources, clock)
+    finally:
+        clock.observe(settings.method)
+
+
+def _retrieve(
+    session: Session,
+    query: str,
+    datasets: Sequence[Dataset],
+    settings: RetrievalSettings,
+    resources: Resources,
+    clock: _Clock,
+) -> Retrieved:
     plans = _plans(datasets, settings)
     if not query.strip() or not plans:
         return Retrieved((), clock.stages)
@@ -130,16 +146,19 @@ class _Question:
         searches: dict[_LegName, Search] = {}
         for plan in [self._plans[i] for i in dataset_ids]:
             if plan.method.uses_text:
-                searches[plan.dataset_id, "text"] = partial(
-                    self._index.best, plan.space, plan.dataset_id, self._terms
-                )
+                searches[plan.dataset_id, "text"] = partial(self._best, plan)
             if plan.method.uses_dense:
                 searches[plan.dataset_id, "dense"] = partial(self._nearest, plan)
         return start(searches, depth, self._threads)
 
+    def _best(self, plan: Plan, limit: int) -> list[Scored]:
+        with _TEXT_LEG.time():
+            return self._index.best(plan.space, plan.dataset_id, self._terms, limit)
+
     def _nearest(self, plan: Plan, limit: int) -> list[Scored]:
         vector = self._vectors[plan.space.name].result()
-        return self._index.nearest(plan.space, plan.dataset_id, vector, limit)
+        with _DENSE_LEG.time():
+            return self._index.nearest(plan.space, plan.dataset_id, vector, limit)
 
     def wait_for_vectors(self) -> None:
         """Return when the query is embedded, or raise what the embedder raised."""
@@ -236,6 +255,13 @@ class _Clock:
 
     def __init__(self) -> None:
         self.stages: dict[str, float] = {}
+        self._started = time.perf_counter()
+
+    def observe(self, method: SearchMethod) -> None:
+        """Have the metrics count the query."""
+        RETRIEVAL_SECONDS.labels(method).observe(time.perf_counter() - self._started)
+        for stage, took_ms in self.stages.items():
+            RETRIEVAL_STAGE_SECONDS.labels(stage).observe(took_ms / 1000)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
