@@ -17,7 +17,7 @@ _SLOW = (0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 180, 600)
 
 DOCUMENTS = Counter(
     "kb_document_outcomes",
-    "Attempts at documents by outcome: completed, failed, retried, handed_back, lost",
+    "Attempts at documents by outcome: completed, failed, retried, postponed, handed_back, lost",
     ["outcome"],
     registry=REGISTRY,
 )

@@ -312,7 +312,7 @@ class _Recorder:
         metrics.DOCUMENT_ERRORS.labels(_code(exc), self._stage.value).inc()
 
     def _fail(self, session: Session, exc: Exception) -> str:
-        """The outcome: `failed`, or `retried` when it is tried again."""
+        """The outcome: `failed`, or `retried` or `postponed` when it is tried again."""
         crashed = getattr(exc, "code", None) == CRASHED
         values: dict[str, Any] = {
             "error": _reason(exc),
@@ -343,7 +343,7 @@ class _Recorder:
             next_attempt_at=now() + timedelta(seconds=wait),
             **values,
         )
-        return "retried"
+        return "postponed" if postponed else "retried"
 
     def _end_run(
         self,
