@@ -347,12 +347,17 @@ class Client:
         """Queues, errors, workers, jobs, throughput, the slowest stage, and the time to finish."""
         return self._json("GET", "/v1/status")
 
-    def doctor(self, *, repair: bool = False) -> Json:
-        """Compare database, index and files; with `repair` heal what differs. May take minutes."""
+    def doctor(self, *, repair: bool = False, deep: bool = False) -> Json:
+        """Compare database, index and files; with `repair` heal what differs. May take minutes.
+
+        Args:
+            deep: also compare vectors, terms, texts and the bytes of files.
+        """
+        asked = {"repair": repair, "deep": deep}
         return self._json(
             "POST",
             "/v1/doctor",
-            params={"repair": "true"} if repair else None,
+            params={name: "true" for name, on in asked.items() if on} or None,
             timeout=_DOCTOR_TIMEOUT_S,
         )
 

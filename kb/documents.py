@@ -340,6 +340,24 @@ def retry_document(document: Document) -> None:
     _to_queue(document)
 
 
+def requeue_document(session: Session, document: Document) -> None:
+    """Have a document that nobody would take ingested from where it is; see `kb.doctor.stuck`.
+
+    The version that it waits for stays, with its checkpoint, if there is one; else its present
+    file becomes its next version.
+    """
+    known = session.scalar(
+        select(DocumentVersion.id).where(
+            DocumentVersion.document_id == document.id,
+            DocumentVersion.number == document.pending_version,
+        )
+    )
+    if known is None or (document.pending_version or 0) <= document.version:
+        _queue_version(session, document)
+    else:
+        _to_queue(document)
+
+
 def get_document(session: Session, dataset_id: uuid.UUID, document_id: uuid.UUID) -> Document:
     """The document, if it is in this dataset.
 

@@ -57,12 +57,12 @@ def rebuild_dataset(resources: Resources, dataset_id: uuid.UUID) -> int:
 
     The average length becomes the true one. Queries go on meanwhile.
     """
-    true_average = _true_average(resources, dataset_id)
+    average = true_average(resources, dataset_id)
     with transaction(resources.sessions) as session:
         # Whoever marks points as written shares this: they are either found below or written anew.
         exclusive(session, f"weights of {dataset_id}", wait_for_ever=True)
         session.execute(
-            update(Dataset).where(Dataset.id == dataset_id).values(average_length=true_average)
+            update(Dataset).where(Dataset.id == dataset_id).values(average_length=average)
         )
     return write_points(resources, dataset_id, None)
 
@@ -95,7 +95,8 @@ def write_points(resources: Resources, dataset_id: uuid.UUID, ids: list[uuid.UUI
     )
 
 
-def _true_average(resources: Resources, dataset_id: uuid.UUID) -> float | None:
+def true_average(resources: Resources, dataset_id: uuid.UUID) -> float | None:
+    """Terms per text of a dataset, at least 1; None: it has no texts."""
     with reading(resources.sessions) as session:
         flat = session.execute(
             select(func.count(), func.sum(Segment.term_count)).where(
@@ -113,12 +114,12 @@ def _true_average(resources: Resources, dataset_id: uuid.UUID) -> float | None:
 
 def _check_drift(resources: Resources, payload: dict[str, Any]) -> None:
     dataset_id = uuid.UUID(payload["dataset_id"])
-    true_average = _true_average(resources, dataset_id)
+    average = true_average(resources, dataset_id)
     with transaction(resources.sessions) as session:
         dataset = session.get(Dataset, dataset_id)
-        if dataset is None or not dataset.average_length or not true_average:
+        if dataset is None or not dataset.average_length or not average:
             return
-        ratio = true_average / dataset.average_length
+        ratio = average / dataset.average_length
         if not 1 / DRIFT <= ratio <= DRIFT:
             enqueue(session, JobKind.REBUILD_DATASET, dataset_id=str(dataset_id))
 

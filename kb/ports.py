@@ -73,6 +73,18 @@ class Point:
     dense: Vector | None
     terms: Terms
 
+    @property
+    def head(self) -> PointHead:
+        """The point without its vectors."""
+        return PointHead(
+            self.id,
+            self.dataset_id,
+            self.document_id,
+            self.segment_id,
+            self.version,
+            self.text_hash,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class PointHead:
@@ -192,6 +204,17 @@ class SegmentIndex(Protocol):
 
     def scan(self, space: Space, dataset_id: UUID | None = None) -> Iterator[PointHead]:
         """Every point once, ascending by id; points written during the scan may be missing."""
+        ...
+
+    def scan_points(self, space: Space, dataset_id: UUID | None = None) -> Iterator[Point]:
+        """As `scan`, the whole points: vectors as in `vectors`.
+
+        Read page by page as it is consumed; a page is what is held in memory.
+        """
+        ...
+
+    def read(self, space: Space, ids: Sequence[UUID]) -> dict[UUID, Point]:
+        """These points, whole; unknown ids are left out."""
         ...
 
     def vectors(self, space: Space, ids: Sequence[UUID]) -> dict[UUID, tuple[Vector | None, Terms]]:

@@ -54,7 +54,10 @@ QUERIES: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
     ("post", f"{_DATASET}/retrieve"): {
         "explain": ("boolean", "say how each score came about"),
     },
-    ("post", "/v1/doctor"): {"repair": ("boolean", "heal what differs")},
+    ("post", "/v1/doctor"): {
+        "repair": ("boolean", "heal what differs"),
+        "deep": ("boolean", "also compare vectors, terms, texts and the bytes of files"),
+    },
 }
 """Query parameters by method and path: name -> (type, meaning)."""
 

@@ -33,8 +33,13 @@ def ready(request: Request) -> JSONResponse:
 
 @router.post("/v1/doctor")
 def run_doctor(request: Request, caller: CallerDep, resources: ResourcesDep) -> dict[str, Any]:
-    """Compare database, index and files; with `?repair=true` heal what differs."""
+    """Compare database, index and files; with `?repair=true` heal what differs.
+
+    `?deep=true` also compares vectors, terms, texts and the bytes of files.
+    """
     caller.needs_whole_workspace("the doctor")
-    report = doctor.examine(resources, repair=query_flag(request, "repair"))
+    report = doctor.examine(
+        resources, repair=query_flag(request, "repair"), deep=query_flag(request, "deep")
+    )
     resources.jobs.run_jobs()
     return report.shape()

@@ -545,6 +545,42 @@ def test_scan_gives_every_point_once_by_ascending_id(
     assert index.count(SPACE, dataset) == 1100
 
 
+def test_whole_points_come_back_by_scan_and_by_id_as_they_were_written(
+    index: SegmentIndex, dataset: UUID, rng: np.random.Generator
+) -> None:
+    points = sorted(random_points(rng, dataset, 700), key=lambda p: p.id)
+    index.upsert(SPACE, points)
+    index.upsert(SPACE, random_points(rng, uuid4(), 20))
+    scanned = list(index.scan_points(SPACE, dataset))
+    assert [p.head for p in scanned] == [head(p) for p in points]
+    read = index.read(SPACE, [points[0].id, uuid4(), points[-1].id])
+    assert read.keys() == {points[0].id, points[-1].id}
+    stored = {p.id: p for p in points}
+    for found in [*scanned, *read.values()]:
+        written = stored[found.id]
+        assert found.head == head(written)
+        assert found.dense is not None
+        assert written.dense is not None
+        np.testing.assert_allclose(found.dense, unit(written.dense), rtol=0, atol=1e-7)
+        assert found.terms.ids.tolist() == written.terms.ids.tolist()
+        assert found.terms.weights.tolist() == written.terms.weights.tolist()
+
+
+def test_a_scan_of_whole_points_covers_every_dataset_and_a_space_without_vectors(
+    index: SegmentIndex, dataset: UUID, rng: np.random.Generator
+) -> None:
+    index.upsert(SPACE, random_points(rng, dataset, 3))
+    everything = [p.id for p in index.scan_points(SPACE)]
+    assert everything == sorted(set(everything))
+    assert len(everything) == index.count(SPACE)
+    bare = point(dataset, None, {3: 0.5})
+    index.upsert(TEXT_ONLY, [bare])
+    (found,) = index.scan_points(TEXT_ONLY, dataset)
+    assert (found.head, found.dense, found.terms.ids.tolist()) == (head(bare), None, [3])
+    assert index.read(TEXT_ONLY, [bare.id])[bare.id].dense is None
+    assert index.read(SPACE, []) == {}
+
+
 def test_vectors_come_back_at_unit_length_with_their_terms(
     index: SegmentIndex, dataset: UUID, rng: np.random.Generator
 ) -> None:

@@ -165,7 +165,7 @@ def test_the_doctor_finds_a_lost_file_and_fails(tmp_path: Path) -> None:
         if blob.is_file():
             blob.unlink()
     done = run(tmp_path, "doctor", code=1)
-    assert "2 lost files of documents" in done.stdout
+    assert "2\tlost files of documents\tfound\ta.md (texts/" in done.stdout
 
 
 def test_a_file_that_cannot_be_read_fails_and_the_others_do_not(tmp_path: Path) -> None:

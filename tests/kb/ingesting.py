@@ -263,12 +263,17 @@ class Lab:
 
 @contextmanager
 def open_lab(
-    data_dir: Path, *, database: Database | None = None, **ingestion: Any
+    data_dir: Path,
+    *,
+    database: Database | None = None,
+    changes: dict[str, Any] | None = None,
+    **ingestion: Any,
 ) -> Iterator[Lab]:
     """A lab on a data directory, which may have been used before.
 
     Args:
         database: how it is used.
+        changes: other settings than the defaults.
         ingestion: settings; batches of 4 segments, no waits before a retry or a removal unless
             told.
     """
@@ -277,6 +282,7 @@ def open_lab(
         data_dir,
         ingestion=Ingestion(**{**defaults, **ingestion}),
         database=database or Database(),
+        **(changes or {}),
     )
     embedder = WordsEmbedder()
     with open_resources(settings) as opened:

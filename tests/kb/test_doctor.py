@@ -14,7 +14,7 @@ import pytest
 from sqlalchemy import delete, select
 
 from kb.db import reading, transaction
-from kb.doctor import Report, examine
+from kb.doctor import Kind, Report, examine
 from kb.models import CachedEmbedding, Dataset, Document, Job, Segment
 from kb.ports import Point, Space
 from kb.resources import space_of
@@ -42,12 +42,13 @@ def dataset(lab: Lab) -> str:
     return made
 
 
-def heal(lab: Lab) -> Report:
-    """Repair, and check that a second look finds nothing; what was found."""
-    found = examine(lab.resources, repair=False)
-    repaired = examine(lab.resources, repair=True)
+def heal(lab: Lab, *, deep: bool = False) -> Report:
+    """Repair, and check that a deep look finds nothing then; what was found."""
+    found = examine(lab.resources, repair=False, deep=deep)
+    repaired = examine(lab.resources, repair=True, deep=deep)
     assert repaired.shape() | {"repaired": False} == found.shape()
-    assert examine(lab.resources, repair=False).healthy()
+    after = examine(lab.resources, repair=False, deep=True)
+    assert after.healthy(), after.shape()
     return found
 
 
@@ -72,7 +73,7 @@ def test_missing_points_are_restored_from_the_cache_without_the_model(
     vectors = lab.resources.index.vectors(space(lab), lost)
     lab.resources.index.delete(space(lab), lost, up_to_version=99)
     report = heal(lab)
-    assert report.missing == [str(i) for i in lost]
+    assert report.first(Kind.MISSING) == [str(i) for i in lost]
     assert lab.points(dataset) == before
     after = lab.resources.index.vectors(space(lab), lost)
     for point in lost:
@@ -94,7 +95,7 @@ def test_an_index_that_is_gone_whole_is_rebuilt_from_the_cache(tmp_path: Path) -
     shutil.rmtree(tmp_path / "data" / "index")
     with open_lab(tmp_path / "data") as lab:
         assert lab.points(dataset) == {}
-        assert len(heal(lab).missing) == 12
+        assert heal(lab).count(Kind.MISSING) == 12
         assert lab.embedder.texts == []
         assert lab.found(dataset, "number speaks of w2") == answers
         lab.assert_index_is_what_sql_says(dataset)
@@ -131,7 +132,7 @@ def test_stale_points_are_written_anew(lab: Lab, dataset: str) -> None:
             for head in (before[i] for i in stale)
         ],
     )
-    assert heal(lab).stale == [str(i) for i in stale]
+    assert heal(lab).first(Kind.STALE) == [str(i) for i in stale]
     assert lab.points(dataset) == before
     assert lab.embedder.texts == []
 
@@ -158,7 +159,7 @@ def test_points_that_nothing_stands_for_are_removed(lab: Lab, dataset: str) -> N
         )
         strangers.append(stranger)
     lab.resources.index.upsert(space(lab), strangers)
-    assert sorted(heal(lab).extra) == sorted(str(s.id) for s in strangers)
+    assert sorted(heal(lab).first(Kind.EXTRA)) == sorted(str(s.id) for s in strangers)
     assert lab.points(dataset) == before
     assert lab.resources.index.count(space(lab)) == len(before)
 
@@ -178,11 +179,11 @@ def test_points_that_a_killed_worker_left_of_a_deleted_dataset_are_removed(lab: 
         lab.work()
     lab.restart()
     lab.settle()
-    assert heal(lab).extra == [], "a job will see to them"
+    assert heal(lab).healthy(), "a job will see to them"
     with transaction(lab.resources.sessions) as session:
         session.execute(delete(Job))  # as if they had been written after it
     assert len(lab.points(dataset)) == 3
-    assert len(heal(lab).extra) == 3
+    assert heal(lab).count(Kind.EXTRA) == 3
     assert lab.points(dataset) == {}
 
 
@@ -195,7 +196,7 @@ def test_lost_files_are_named_and_do_not_hide(lab: Lab, dataset: str) -> None:
     lab.resources.blobs.delete(f"texts/{a.id}/2")
     found = examine(lab.resources, repair=True)
     assert not found.healthy()
-    assert [line.split(" ")[0] for line in sorted(found.lost_files)] == ["a", "a", "b"]
+    assert [line.split(" ")[0] for line in sorted(found.first(Kind.LOST_FILES))] == ["a", "a", "b"]
     assert not examine(lab.resources, repair=False).healthy()  # no one can make them again
 
 
@@ -207,7 +208,7 @@ def test_orphan_files_are_removed_once_no_upload_can_be_waiting_for_its_row(
     assert examine(lab.resources, repair=False).healthy()
     for key in list(lab.resources.blobs.keys()):
         age(lab, key)
-    assert heal(lab).orphan_files == ["texts/gone/1", "uploads/of-a-request-that-died"]
+    assert heal(lab).first(Kind.ORPHAN_FILES) == ["texts/gone/1", "uploads/of-a-request-that-died"]
     assert len(list(lab.resources.blobs.keys())) == 6
 
 
@@ -342,7 +343,7 @@ def test_a_repair_spares_a_text_that_comes_back_in_that_moment(lab: Lab, dataset
         remove(*args, **kwargs)
 
     lab.index.delete = comes_back_first  # type: ignore[attr-defined]
-    assert str(point) in examine(lab.resources, repair=True).extra
+    assert str(point) in examine(lab.resources, repair=True).first(Kind.EXTRA)
     lab.settle()
     lab.assert_index_is_what_sql_says(dataset)
 
@@ -355,7 +356,7 @@ def test_an_economy_dataset_is_healed_too(lab: Lab) -> None:
         place = space_of(session.get_one(Dataset, uuid.UUID(dataset)))
     assert place is not None
     lab.resources.index.delete(place, list(lab.points(dataset))[:2], up_to_version=99)
-    assert len(heal(lab).missing) == 2
+    assert heal(lab).count(Kind.MISSING) == 2
     lab.assert_index_is_what_sql_says(dataset)
 
 

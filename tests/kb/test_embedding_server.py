@@ -152,7 +152,7 @@ def test_the_doctor_restores_points_without_the_server(tmp_path: Path, provider:
         heads = list(resources.index.scan(Space(space, 64)))
         resources.index.delete(Space(space, 64), [head.id for head in heads[:4]], up_to_version=9)
         report = client.post("/v1/doctor?repair=true").json()
-        assert len(report["missing"]) == 4
+        assert report["findings"]["missing"]["count"] == 4
         report = client.post("/v1/doctor").json()
         assert (report["healthy"], report["points"]) == (True, 9)
 

@@ -27,6 +27,7 @@ from kb.adapters.qdrant_edge.words import (
     text_query,
     to_engine,
     uuid_of,
+    whole,
 )
 from kb.errors import StoreUnavailable
 from kb.ports import Point, PointHead, Scored, Space, Terms
@@ -271,20 +272,43 @@ class QdrantEdgeIndex:
     def scan(self, space: Space, dataset_id: UUID | None = None) -> Iterator[PointHead]:
         """Every point once, ascending by id; points written during the scan may be missing."""
         shard = self._shards.open(space)
-        return self._scan(shard, dataset_filter(dataset_id) if dataset_id is not None else None)
+        where = dataset_filter(dataset_id) if dataset_id is not None else None
+        return map(head, self._scroll(shard, where, _SCAN_POINTS, with_vector=False))
 
-    def _scan(self, shard: Shard, where: edge.Filter | None) -> Iterator[PointHead]:
+    def scan_points(self, space: Space, dataset_id: UUID | None = None) -> Iterator[Point]:
+        """As `scan`, the whole points; 256 of them are held in memory."""
+        shard = self._shards.open(space)
+        where = dataset_filter(dataset_id) if dataset_id is not None else None
+        return map(whole, self._scroll(shard, where, BATCH_POINTS, with_vector=True))
+
+    def _scroll(
+        self, shard: Shard, where: edge.Filter | None, page: int, *, with_vector: bool
+    ) -> Iterator[edge.Record]:
         offset: Any = None
         while True:
             with answers("scan"):
                 records, offset = shard.engine.scroll(
                     edge.ScrollRequest(
-                        offset=offset, limit=_SCAN_POINTS, filter=where, with_payload=True
+                        offset=offset,
+                        limit=page,
+                        filter=where,
+                        with_payload=True,
+                        with_vector=with_vector,
                     )
                 )
-            yield from map(head, records)
+            yield from records
             if offset is None:
                 return
+
+    def read(self, space: Space, ids: Sequence[UUID]) -> dict[UUID, Point]:
+        """These points, whole; unknown ids are left out."""
+        shard = self._shards.open(space)
+        found: dict[UUID, Point] = {}
+        for batch in batches(ids):
+            with answers("read"):
+                records = shard.engine.retrieve(batch, True, True)
+            found.update((point.id, point) for point in map(whole, records))
+        return found
 
     def vectors(self, space: Space, ids: Sequence[UUID]) -> dict[UUID, tuple[Vector | None, Terms]]:
         """The stored vectors (float32, of unit length); unknown ids are left out."""

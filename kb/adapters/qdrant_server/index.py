@@ -25,6 +25,7 @@ from kb.adapters.qdrant_server.words import (
     parcels,
     sparse,
     text_params,
+    whole,
     written_until,
 )
 from kb.ports import Point, PointHead, Scored, Space, Terms
@@ -32,6 +33,7 @@ from kb.settings import Qdrant
 from pipelines.types import Vector
 
 _SCAN_POINTS = 1000
+_SCAN_WHOLE_POINTS = 200  # 3 MB at 4,096 dimensions
 _IDS_A_CALL = 1000
 
 
@@ -272,29 +274,47 @@ class QdrantServerIndex:
 
     def scan(self, space: Space, dataset_id: UUID | None = None) -> Iterator[PointHead]:
         """Every point once, ascending by id; points written during the scan may be missing."""
+        return map(head, self._scroll(space, dataset_id, _SCAN_POINTS, with_vectors=False))
+
+    def scan_points(self, space: Space, dataset_id: UUID | None = None) -> Iterator[Point]:
+        """As `scan`, the whole points; 200 of them are held in memory."""
+        return map(whole, self._scroll(space, dataset_id, _SCAN_WHOLE_POINTS, with_vectors=True))
+
+    def _scroll(
+        self, space: Space, dataset_id: UUID | None, page: int, *, with_vectors: bool
+    ) -> Iterator[models.Record]:
         where = dataset_filter(dataset_id) if dataset_id is not None else None
         offset: Any = None
-        while True:
-            records, offset = self._page(space, where, offset)
-            yield from map(head, records)
-            if offset is None:
-                return
 
-    def _page(
-        self, space: Space, where: models.Filter | None, offset: Any
-    ) -> tuple[list[models.Record], Any]:
         def ask(collection: str) -> tuple[list[models.Record], Any]:
             def send(client: QdrantClient) -> tuple[list[models.Record], Any]:
                 return client.scroll(
                     collection,
                     scroll_filter=where,
                     offset=offset,
-                    limit=_SCAN_POINTS,
+                    limit=page,
                     with_payload=True,
-                    with_vectors=False,
+                    with_vectors=with_vectors,
                 )
 
             return self._server.call("scan", send)
+
+        while True:
+            records, offset = self._spaces.ask(space, ask)
+            yield from records
+            if offset is None:
+                return
+
+    def read(self, space: Space, ids: Sequence[UUID]) -> dict[UUID, Point]:
+        """These points, whole; unknown ids are left out."""
+
+        def ask(collection: str) -> dict[UUID, Point]:
+            records = (
+                record
+                for batch in _batches(ids)
+                for record in self._retrieve("read", collection, batch, with_payload=True)
+            )
+            return {point.id: point for point in map(whole, records)}
 
         return self._spaces.ask(space, ask)
 
@@ -304,19 +324,21 @@ class QdrantServerIndex:
         def ask(collection: str) -> dict[UUID, tuple[Vector | None, Terms]]:
             found: dict[UUID, tuple[Vector | None, Terms]] = {}
             for batch in _batches(ids):
-                for record in self._retrieve(collection, batch):
+                for record in self._retrieve("vectors", collection, batch, with_payload=False):
                     found[UUID(str(record.id))] = from_server(record.vector)
             return found
 
         return self._spaces.ask(space, ask)
 
-    def _retrieve(self, collection: str, ids: Sequence[UUID]) -> list[models.Record]:
+    def _retrieve(
+        self, operation: str, collection: str, ids: Sequence[UUID], *, with_payload: bool
+    ) -> list[models.Record]:
         def send(client: QdrantClient) -> list[models.Record]:
             return client.retrieve(
-                collection, [str(id) for id in ids], with_payload=False, with_vectors=True
+                collection, [str(id) for id in ids], with_payload=with_payload, with_vectors=True
             )
 
-        return self._server.call("vectors", send)
+        return self._server.call(operation, send)
 
     # -- upkeep
 

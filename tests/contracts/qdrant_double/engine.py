@@ -164,18 +164,18 @@ class Collection:
 
     def scroll(self, request: models.ScrollRequest) -> models.ScrollResult:
         only(request, "offset", "limit", "filter", "with_payload", "with_vector")
-        if request.with_vector:
-            raise Refused(400, "the double does not serve ScrollRequest.with_vector")
+        with_vector = request.with_vector is True
         records, offset = self._shard.scroll(
             edge.ScrollRequest(
                 offset=None if request.offset is None else point_id(request.offset),
                 limit=request.limit or 10,
                 filter=filter_of(request.filter, self._described.indexes),
                 with_payload=payload_of(request.with_payload),
+                with_vector=with_vector,
             )
         )
         return models.ScrollResult(
-            points=[models.Record(id=str(r.id), payload=r.payload) for r in records],
+            points=[_record(record, with_vector=with_vector) for record in records],
             next_page_offset=None if offset is None else str(offset),
         )
 
@@ -193,14 +193,7 @@ class Collection:
         records = self._shard.retrieve(
             ids_of(request.ids), payload_of(request.with_payload), with_vector
         )
-        return [
-            models.Record(
-                id=str(record.id),
-                payload=record.payload,
-                vector=vectors_from(record.vector) if with_vector else None,
-            )
-            for record in records
-        ]
+        return [_record(record, with_vector=with_vector) for record in records]
 
     def _describe(self) -> None:
         aside = self._home / "collection.new"
@@ -230,6 +223,14 @@ class Collection:
             max_search_threads=1,
             wal_enabled=True,
         )
+
+
+def _record(record: edge.Record, *, with_vector: bool) -> models.Record:
+    return models.Record(
+        id=str(record.id),
+        payload=record.payload,
+        vector=vectors_from(record.vector) if with_vector else None,
+    )
 
 
 class Engine:

@@ -1,0 +1,49 @@
+"""What jobs that are written down will see to: it is no finding."""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from kb.models import Job, JobKind
+from kb.ports import PointHead
+
+
+@dataclass(frozen=True)
+class Due:
+    """What will be removed (points, documents, datasets, blob keys) or weighed anew (datasets)."""
+
+    points: frozenset[str]
+    documents: frozenset[str]
+    datasets: frozenset[str]
+    keys: frozenset[str]
+    weights: frozenset[str]
+
+    def removes(self, head: PointHead) -> bool:
+        """Whether a job will remove the point."""
+        return (
+            str(head.id) in self.points
+            or str(head.document_id) in self.documents
+            or str(head.dataset_id) in self.datasets
+        )
+
+    def weighs(self, dataset_id: uuid.UUID) -> bool:
+        """Whether a job looks at the dataset's average length, and may write all its points."""
+        return str(dataset_id) in self.weights
+
+
+def due_work(session: Session) -> Due:
+    """What the outbox holds at this moment."""
+    jobs = session.execute(select(Job.kind, Job.payload)).all()
+    of_kind = {kind: [row[1] for row in jobs if row[0] is kind] for kind in JobKind}
+    weighing = of_kind[JobKind.CHECK_DRIFT] + of_kind[JobKind.REBUILD_DATASET]
+    return Due(
+        points=frozenset(i for p in of_kind[JobKind.DELETE_POINTS] for i in p["ids"]),
+        documents=frozenset(p["document_id"] for p in of_kind[JobKind.DELETE_DOCUMENT]),
+        datasets=frozenset(p["dataset_id"] for p in of_kind[JobKind.DELETE_DATASET]),
+        keys=frozenset(key for p in of_kind[JobKind.DELETE_BLOBS] for key in p["keys"]),
+        weights=frozenset(p["dataset_id"] for p in weighing),
+    )
