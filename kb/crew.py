@@ -7,13 +7,14 @@ import os
 import socket
 import threading
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from kb.db import transaction
 from kb.ingestion.claims import Claim, claim_next, release, renew
 from kb.ingestion.run import ingest
 from kb.jobs import renew_jobs
 from kb.maintenance import run_next_job
+from kb.models import JobKind
 from kb.ports import Queue
 from kb.resources import Resources
 
@@ -103,9 +104,9 @@ class Crew:
                 self._resources.jobs.index_document(claim.document_id, claim.queue)
         return True
 
-    def run_next_job(self) -> bool:
-        """Do the outbox's next job; False: none is due."""
-        return not self.stopping and run_next_job(self._resources, self._owner())
+    def run_next_job(self, kinds: Collection[JobKind] = tuple(JobKind)) -> bool:
+        """Do the outbox's next job of these kinds; False: none is due."""
+        return not self.stopping and run_next_job(self._resources, self._owner(), kinds)
 
     def _owner(self) -> str:
         thread = threading.get_ident()

@@ -55,10 +55,26 @@ def retry_wait_s(attempts: int) -> float:
     return min(_RETRY_MAX_S, _RETRY_S * 2.0 ** min(attempts - 1, 20))
 
 
-def claim_job(sessions: Sessions, owner: str, *, lease_s: float) -> Job | None:
-    """Take the oldest job that is due and free, or None."""
+class ComeAgain(Exception):
+    """A job cannot be done before `at`; that is no failure of it."""
+
+    def __init__(self, at: datetime, reason: str) -> None:
+        super().__init__(reason)
+        self.at = at
+
+
+def claim_job(
+    sessions: Sessions,
+    owner: str,
+    *,
+    lease_s: float,
+    kinds: Collection[JobKind] = tuple(JobKind),
+) -> Job | None:
+    """Take the oldest job of these kinds that is due and free, or None."""
     at = now()
     due = select(Job.id).where(_free(at)).order_by(Job.not_before, Job.created_at).limit(1)
+    if len(kinds) < len(JobKind):
+        due = due.where(Job.kind.in_(kinds))
     with reading(sessions) as session:  # mostly there is none; then nobody's writing is held up
         if session.scalar(due) is None:
             return None
@@ -103,8 +119,10 @@ def finish_job(sessions: Sessions, job_id: uuid.UUID) -> None:
         session.execute(delete(Job).where(Job.id == job_id))
 
 
-def postpone_job(sessions: Sessions, job: Job, error: str) -> None:
-    """The job failed; it comes again after `retry_wait_s`, with the reason beside it."""
+def postpone_job(
+    sessions: Sessions, job: Job, error: str, *, until: datetime | None = None
+) -> None:
+    """The job comes again at a time, or after `retry_wait_s`, with the reason beside it."""
     with transaction(sessions) as session:
         session.execute(
             update(Job)
@@ -113,7 +131,7 @@ def postpone_job(sessions: Sessions, job: Job, error: str) -> None:
                 lease_owner=None,
                 lease_expires_at=None,
                 error=error,
-                not_before=now() + timedelta(seconds=retry_wait_s(job.attempts)),
+                not_before=until or now() + timedelta(seconds=retry_wait_s(job.attempts)),
             )
         )
 

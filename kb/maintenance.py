@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import uuid
+from collections.abc import Collection
 from functools import partial
 from typing import Any
 
@@ -12,11 +13,12 @@ from sqlalchemy import func, select, update
 from kb.db import exclusive, reading, transaction
 from kb.ingestion.embedding_cache import embed_cached
 from kb.ingestion.points import Embed, indexed_leaves, restore, unknown_ids
-from kb.jobs import claim_job, enqueue, finish_job, postpone_job, retry_wait_s
+from kb.jobs import ComeAgain, claim_job, enqueue, finish_job, postpone_job, retry_wait_s
 from kb.metrics import JOBS
 from kb.models import ChildChunk, Dataset, Job, JobKind, Segment
 from kb.ports import Space
 from kb.resources import Resources, space_of
+from kb.webhooks import deliver
 
 log = logging.getLogger("kb.maintenance")
 
@@ -24,13 +26,20 @@ DRIFT = 1.5
 """A rebuild is due when the true average length is this many times the stored one, or 1/this."""
 
 
-def run_next_job(resources: Resources, owner: str) -> bool:
-    """Do one job that is due; False when there is none. A failed one comes again later."""
-    job = claim_job(resources.sessions, owner, lease_s=resources.settings.ingestion.lease_s)
+def run_next_job(
+    resources: Resources, owner: str, kinds: Collection[JobKind] = tuple(JobKind)
+) -> bool:
+    """Do one job of these kinds that is due; False: there is none. A failed one comes again."""
+    lease_s = resources.settings.ingestion.lease_s
+    job = claim_job(resources.sessions, owner, lease_s=lease_s, kinds=kinds)
     if job is None:
         return False
     try:
         _DO[job.kind](resources, job.payload)
+    except ComeAgain as exc:
+        postpone_job(resources.sessions, job, str(exc), until=exc.at)
+        JOBS.labels(job.kind, "postponed").inc()
+        return True
     except Exception as exc:  # noqa: BLE001 - a job that fails is kept, with its reason
         log.warning(
             "job %s failed and is tried again in %.0f s: %s",
@@ -179,4 +188,5 @@ _DO = {
     JobKind.DELETE_BLOBS: _delete_blobs,
     JobKind.CHECK_DRIFT: _check_drift,
     JobKind.REBUILD_DATASET: _rebuild,
+    JobKind.DELIVER_WEBHOOK: deliver,
 }

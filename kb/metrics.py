@@ -65,8 +65,15 @@ INDEX_SECONDS = Histogram(
 )
 JOBS = Counter(
     "kb_jobs_done",
-    "Jobs of the outbox by kind and outcome: done or failed (and tried again)",
+    "Jobs of the outbox by kind and outcome: done, failed (and tried again), postponed",
     ["kind", "outcome"],
+    registry=REGISTRY,
+)
+
+WEBHOOKS = Counter(
+    "kb_webhook_attempts",
+    "Attempts at delivering a webhook's message, by outcome: delivered, retried, given_up",
+    ["outcome"],
     registry=REGISTRY,
 )
 

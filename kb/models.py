@@ -80,6 +80,25 @@ class JobKind(StrEnum):
     DELETE_BLOBS = "delete_blobs"
     CHECK_DRIFT = "check_drift"
     REBUILD_DATASET = "rebuild_dataset"
+    DELIVER_WEBHOOK = "deliver_webhook"
+
+
+class WebhookEvent(StrEnum):
+    """What a webhook can be told of."""
+
+    COMPLETED = "document.completed"
+    FAILED = "document.failed"
+    TEST = "webhook.test"
+    """Sent when somebody asks for it, to whoever."""
+
+
+class DeliveryStatus(StrEnum):
+    """How far a webhook's message has got."""
+
+    PENDING = "pending"
+    DELIVERED = "delivered"
+    FAILED = "failed"
+    """Given up; it is not tried again."""
 
 
 def _enum(cls: type[StrEnum]) -> Enum:
@@ -447,3 +466,53 @@ class DatasetQuery(Base):
     source: Mapped[str] = mapped_column(String(32))
     created_by: Mapped[uuid.UUID]
     created_at: Mapped[CreatedAt]
+
+
+class Webhook(Base):
+    """Where messages about documents go: those of a workspace, or of one dataset.
+
+    `failing_since`: the first failure since the last success. `failures`: how many since then that
+    the receiver is to blame for. `retry_at`: nothing is sent to it before.
+    """
+
+    __tablename__ = "webhooks"
+    id: Mapped[Id]
+    workspace_id: Mapped[WorkspaceId]
+    dataset_id: Mapped[uuid.UUID | None] = mapped_column(
+        ForeignKey("datasets.id", ondelete="CASCADE"), index=True
+    )
+    url: Mapped[str] = mapped_column(Text)
+    events: Mapped[list[Any]]
+    secret: Mapped[str] = mapped_column(String(128))
+    """`whsec_` and base64; signing needs it as it is."""
+    created_at: Mapped[CreatedAt]
+    disabled_at: Mapped[datetime | None]
+    disabled_reason: Mapped[str | None] = mapped_column(Text)
+    failing_since: Mapped[datetime | None]
+    failures: Mapped[int] = mapped_column(default=0)
+    retry_at: Mapped[datetime | None]
+
+
+class WebhookDelivery(Base):
+    """One message to one webhook; its id is the same in every attempt."""
+
+    __tablename__ = "webhook_deliveries"
+    __table_args__ = (
+        Index("ix_webhook_deliveries_webhook_id_created_at", "webhook_id", "created_at"),
+    )
+    id: Mapped[Id]
+    webhook_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("webhooks.id", ondelete="CASCADE"))
+    event: Mapped[WebhookEvent] = mapped_column(_enum(WebhookEvent))
+    body: Mapped[str] = mapped_column(Text)
+    """JSON; what is signed and sent, byte for byte."""
+    created_at: Mapped[CreatedAt] = mapped_column(index=True)
+    status: Mapped[DeliveryStatus] = mapped_column(
+        _enum(DeliveryStatus), default=DeliveryStatus.PENDING
+    )
+    attempts: Mapped[int] = mapped_column(default=0)
+    last_attempt_at: Mapped[datetime | None]
+    next_attempt_at: Mapped[datetime | None]
+    delivered_at: Mapped[datetime | None]
+    last_status: Mapped[int | None]
+    """Of HTTP; None when there was no answer."""
+    last_error: Mapped[str | None] = mapped_column(Text)

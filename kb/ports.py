@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
@@ -273,6 +273,35 @@ class BlobStore(Protocol):
 
     def close(self) -> None:
         """Let go of connections; repeats safely."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What a webhook's receiver answered.
+
+    Attributes:
+        status: of HTTP, 100-599.
+        retry_after_s: how long it asked to be left alone, >= 0; None: it did not.
+    """
+
+    status: int
+    retry_after_s: float | None = None
+
+
+class NotDelivered(Exception):
+    """No answer came, or the address may not be spoken to; the message says why."""
+
+
+class WebhookSender(Protocol):
+    """Carries a message to an address that a user gave."""
+
+    def post(self, url: str, body: bytes, headers: Mapping[str, str]) -> Receipt:
+        """Send it once, without following redirects.
+
+        Raises:
+            NotDelivered: no connection, no answer in time, or a forbidden address.
+        """
         ...
 
 

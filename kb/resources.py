@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from kb.db import Sessions
 from kb.models import Dataset, IndexingTechnique
-from kb.ports import BlobStore, JobQueue, SegmentIndex, Space
+from kb.ports import BlobStore, JobQueue, SegmentIndex, Space, WebhookSender
 from kb.settings import Settings
 from pipelines.ports import Embedder
 
@@ -26,6 +26,7 @@ class Resources:
     index: SegmentIndex
     blobs: BlobStore
     jobs: JobQueue
+    webhooks: WebhookSender
     embedders: Callable[[str], Embedder]
     """Space name -> the embedder that fills it; raises ProviderNotInitialized."""
     default_embedder: Embedder

@@ -13,11 +13,14 @@ from kb.adapters.in_process_queue import InProcessQueue
 from kb.crew import Crew
 from kb.ingestion.claims import release_all
 from kb.jobs import release_jobs
+from kb.models import JobKind
 from kb.ports import Queue
 from kb.resources import Resources
 from kb.sweeper import clean_up
 
 log = logging.getLogger("kb.runner")
+
+_UPKEEP = tuple(kind for kind in JobKind if kind is not JobKind.DELIVER_WEBHOOK)
 
 
 class Runner:
@@ -45,6 +48,7 @@ class Runner:
         for number in range(self._ingestion.workers):
             self._spawn(f"kb-ingest-{number}", partial(self._ingest_loop, _preference(number)))
         self._spawn("kb-upkeep", self._upkeep_loop)
+        self._spawn("kb-webhooks", self._webhook_loop)
         if isinstance(self._resources.jobs, InProcessQueue):
             self._resources.jobs.listen(self.wake)
 
@@ -92,7 +96,7 @@ class Runner:
             with self._work:
                 seen = self._announced
             try:
-                if self._crew.run_next_job():
+                if self._crew.run_next_job(_UPKEEP):
                     continue
                 if self._resources.index.optimize(budget_s=0.2):
                     continue
@@ -101,6 +105,18 @@ class Runner:
                     clean_up(self._resources)
             except BaseException:
                 log.exception("upkeep failed; trying again")
+            self._wait(seen)
+
+    def _webhook_loop(self) -> None:
+        """Apart from the upkeep: a receiver that is slow holds up nothing else."""
+        while not self._stop.is_set():
+            with self._work:
+                seen = self._announced
+            try:
+                if self._crew.run_next_job((JobKind.DELIVER_WEBHOOK,)):
+                    continue
+            except BaseException:
+                log.exception("webhooks could not be delivered; trying again")
             self._wait(seen)
 
     def _wait(self, seen: int) -> None:

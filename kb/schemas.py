@@ -224,3 +224,20 @@ class ExternalRetrieval(Lenient):
     query: str = ""
     retrieval_setting: RetrievalSetting | None = None
     metadata_condition: MetadataFilter | None = None
+
+
+class WebhookCreate(Lenient):
+    """POST /v1/webhooks: `events` when left out are all, `secret` when left out is made."""
+
+    url: str
+    events: list[str] | None = None
+    dataset_id: Annotated[UUID | None, BeforeValidator(_blank_to_none)] = None
+    secret: str | None = None
+
+
+class WebhookUpdate(Lenient):
+    """PATCH /v1/webhooks/{id}: only keys that are present are applied."""
+
+    url: str | None = None
+    events: list[str] | None = None
+    enabled: bool | None = None

@@ -275,6 +275,30 @@ class Retrieval(BaseModel):
     """Weight of the dense leg of a hybrid query that gives no weights."""
 
 
+class Webhooks(BaseModel):
+    """How messages about documents are delivered."""
+
+    model_config = ConfigDict(frozen=True)
+
+    timeout_s: float = Field(default=10.0, gt=0, le=60)
+    """How long one attempt may take in all, from the connection to the answer's status."""
+    max_attempts: int = Field(default=15, gt=0, le=100)
+    """Attempts at one message; with the waits below the last one comes after about a day."""
+    retry_base_s: float = Field(default=10.0, ge=0)
+    """Wait before the second attempt; doubles with each further one, with some chance in it."""
+    retry_max_s: float = Field(default=21_600.0, ge=0)
+    """Longest wait; also when the receiver asks for a longer one."""
+    disable_after_days: float = Field(default=5.0, gt=0)
+    """A webhook that had no success for this long is switched off."""
+    keep_deliveries_days: float = Field(default=30.0, gt=0)
+    """How long the record of a message that was delivered or given up is kept."""
+    allow_private: bool = False
+    """Also send to addresses that are not public: this machine, private networks. Only where every
+    holder of a key may reach whatever this machine reaches."""
+    most: int = Field(default=50, gt=0)
+    """Webhooks per workspace."""
+
+
 class Limits(BaseModel):
     """Bounds on what callers may ask for."""
 
@@ -337,6 +361,7 @@ class Settings(BaseSettings):
     embedding: Embedding = Embedding()
     ingestion: Ingestion = Ingestion()
     metrics: Metrics = Metrics()
+    webhooks: Webhooks = Webhooks()
     retrieval: Retrieval = Retrieval()
     limits: Limits = Limits()
 

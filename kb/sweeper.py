@@ -11,7 +11,7 @@ from sqlalchemy import CursorResult, delete, select
 from kb.db import now, reading, transaction
 from kb.ingestion.claims import waiting_documents
 from kb.jobs import due_jobs
-from kb.models import DatasetQuery, PipelineRun
+from kb.models import DatasetQuery, DeliveryStatus, PipelineRun, WebhookDelivery
 from kb.ports import Queue
 from kb.resources import Resources
 
@@ -52,8 +52,14 @@ def clean_up(resources: Resources) -> int:
     keep = resources.settings.ingestion
     runs = now() - timedelta(days=keep.keep_runs_days)
     queries = now() - timedelta(days=keep.keep_queries_days)
-    return _remove(resources, PipelineRun, PipelineRun.finished_at < runs) + _remove(
-        resources, DatasetQuery, DatasetQuery.created_at < queries
+    deliveries = now() - timedelta(days=resources.settings.webhooks.keep_deliveries_days)
+    ended = (WebhookDelivery.created_at < deliveries) & (
+        WebhookDelivery.status != DeliveryStatus.PENDING
+    )
+    return (
+        _remove(resources, PipelineRun, PipelineRun.finished_at < runs)
+        + _remove(resources, DatasetQuery, DatasetQuery.created_at < queries)
+        + _remove(resources, WebhookDelivery, ended)
     )
 
 

@@ -17,6 +17,7 @@ from kb.adapters.in_process_queue import InProcessQueue
 from kb.adapters.local_embedder import LocalEmbedder
 from kb.adapters.localfs import LocalBlobs
 from kb.adapters.qdrant_edge import QdrantEdgeIndex
+from kb.adapters.webhook_http import HttpSender
 from kb.db import Pool, Sessions, exclusive, lock_key, open_database, transaction
 from kb.errors import DataDirectoryInUse, Misconfigured, ProviderNotInitialized
 from kb.migrations import upgrade
@@ -74,6 +75,10 @@ def open_resources(settings: Settings) -> Iterator[Resources]:
             index=index,
             blobs=blobs,
             jobs=jobs,
+            webhooks=HttpSender(
+                timeout_s=settings.webhooks.timeout_s,
+                allow_private=settings.webhooks.allow_private,
+            ),
             embedders=embedder_of,
             default_embedder=embedder,
             default_embedder_name=_model_name(settings),

@@ -20,7 +20,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.routing import Match, Route
 
-from kb.api import datasets, documents, metrics, retrieval, segments, status, system
+from kb.api import datasets, documents, metrics, retrieval, segments, status, system, webhooks
 from kb.api.manual import write_manual
 from kb.api.observed import Observed
 from kb.errors import KBError, Unavailable
@@ -37,6 +37,7 @@ ROUTERS = (
     documents.router,
     segments.router,
     retrieval.router,
+    webhooks.router,
     status.router,
     metrics.router,
     system.router,

@@ -15,6 +15,8 @@ from kb.schemas import (
     DocumentSettings,
     ExternalRetrieval,
     HitTesting,
+    WebhookCreate,
+    WebhookUpdate,
 )
 
 Json = dict[str, Any]
@@ -28,6 +30,8 @@ BODIES: dict[tuple[str, str], type[BaseModel]] = {
     ("post", f"{_DATASET}/document/create-by-text"): DocumentByText,
     ("post", f"{_DATASET}/retrieve"): HitTesting,
     ("post", "/retrieval"): ExternalRetrieval,
+    ("post", "/v1/webhooks"): WebhookCreate,
+    ("patch", "/v1/webhooks/{webhook_id}"): WebhookUpdate,
 }
 """JSON bodies by method and path."""
 
@@ -58,6 +62,8 @@ QUERIES: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
         "repair": ("boolean", "heal what differs"),
         "deep": ("boolean", "also compare vectors, terms, texts and the bytes of files"),
     },
+    ("get", "/v1/webhooks/{webhook_id}/deliveries"): _PAGE
+    | {"status": ("string", "pending, delivered or failed")},
 }
 """Query parameters by method and path: name -> (type, meaning)."""
 

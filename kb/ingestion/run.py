@@ -33,10 +33,12 @@ from kb.models import (
     ProcessRule,
     Segment,
     UploadFile,
+    WebhookEvent,
 )
 from kb.ports import Space
 from kb.process_rules import AUTOMATIC_RULES, graph_for
 from kb.resources import Resources, space_of
+from kb.webhooks import announce
 from pipelines.definitions import definition
 from pipelines.engine import EventKind, NodeTiming, RunEvent, run
 from pipelines.errors import Cancelled, NodeError, PipelineError, RateLimited, TransientError
@@ -252,6 +254,7 @@ class _Recorder:
         self._claim = claim
         self._sessions = resources.sessions
         self._settings = resources.settings.ingestion
+        self._jobs = resources.jobs
         self._stage = IndexingStatus.INDEXING if claim.staged else IndexingStatus.PARSING
         self._shown_at = time.monotonic()
         self.lost = False
@@ -279,6 +282,7 @@ class _Recorder:
             for t in timings
         ]
         self._end_run(session, "succeeded", nodes=nodes, segments=sink.segments)
+        self._announce(session, WebhookEvent.COMPLETED)
 
     def handed_back(self, exc: PipelineError) -> None:
         """The worker was told to stop, or has lost the document."""
@@ -331,6 +335,7 @@ class _Recorder:
         )
         if given_up:
             self._claim.move(session, IndexingStatus.ERROR, stopped_at=now(), **values)
+            self._announce(session, WebhookEvent.FAILED)
             return "failed"
         times = past.postponements if postponed else failures - 1
         wait = min(self._settings.retry_max_s, self._settings.retry_base_s * 2.0 ** min(times, 60))
@@ -344,6 +349,9 @@ class _Recorder:
             **values,
         )
         return "postponed" if postponed else "retried"
+
+    def _announce(self, session: Session, event: WebhookEvent) -> None:
+        announce(session, event, self._claim.dataset_id, self._claim.document_id, self._jobs)
 
     def _end_run(
         self,

@@ -38,7 +38,7 @@ from kb.models import (
 )
 from kb.ports import Point, PointHead, SegmentIndex, Space
 from kb.resources import Resources, space_of
-from kb.settings import Database, Ingestion
+from kb.settings import Database, Ingestion, Webhooks
 from kb.wiring import open_resources
 from pipelines.types import Vector, Vectors
 from tests.kb.server import KEY, LINES, add_dataset, add_text, search, test_settings
@@ -267,12 +267,13 @@ def open_lab(
     *,
     database: Database | None = None,
     changes: dict[str, Any] | None = None,
+    webhooks: Webhooks | None = None,
     **ingestion: Any,
 ) -> Iterator[Lab]:
     """A lab on a data directory, which may have been used before.
 
     Args:
-        database: how it is used.
+        database, webhooks: how they are used.
         changes: other settings than the defaults.
         ingestion: settings; batches of 4 segments, no waits before a retry or a removal unless
             told.
@@ -283,6 +284,7 @@ def open_lab(
         ingestion=Ingestion(**{**defaults, **ingestion}),
         database=database or Database(),
         **(changes or {}),
+        webhooks=webhooks or Webhooks(),
     )
     embedder = WordsEmbedder()
     with open_resources(settings) as opened:
