@@ -25,6 +25,7 @@ METHODS = {"fulltext": "full_text_search", "vector": "semantic_search", "hybrid"
 
 _START_S = 120.0
 _POLL_S = 0.05
+_IDLE_S = 3.0  # the server ends a connection that was idle for 5 s
 
 
 class Api:
@@ -36,6 +37,7 @@ class Api:
     def __init__(self, port: int, key: str) -> None:
         self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=600)
         self._headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
+        self._used = time.monotonic()
 
     def call(self, method: str, path: str, body: Json | None = None) -> Any:
         """The parsed answer.
@@ -44,6 +46,9 @@ class Api:
             RuntimeError: the status is not 200.
         """
         data = json.dumps(body).encode() if body is not None else None
+        if time.monotonic() - self._used > _IDLE_S:
+            self.close()
+        self._used = time.monotonic()
         self._connection.request(method, path, data, self._headers)
         answer = self._connection.getresponse()
         raw = answer.read()
@@ -54,6 +59,12 @@ class Api:
     def close(self) -> None:
         """Close the connection; the next call opens another."""
         self._connection.close()
+
+    def __enter__(self) -> Api:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 @dataclass(frozen=True)
@@ -86,7 +97,7 @@ def serving(data_dir: Path, *, models: Path) -> Iterator[Server]:
         RuntimeError: the server did not start; the message ends with its log.
     """
     key = secrets.token_hex()
-    port = _free_port()
+    port = free_port()
     own = {
         "KB_API_KEY": key,
         "KB_LOG_LEVEL": "warning",
@@ -105,7 +116,7 @@ def serving(data_dir: Path, *, models: Path) -> Iterator[Server]:
         )
     api = Api(port, key)
     try:
-        _await_start(process, api, log)
+        await_ready(process, api, log)
         yield Server(process.pid, api)
     finally:
         api.close()
@@ -117,7 +128,12 @@ def serving(data_dir: Path, *, models: Path) -> Iterator[Server]:
             process.wait()
 
 
-def _await_start(process: subprocess.Popen[bytes], api: Api, log: Path) -> None:
+def await_ready(process: subprocess.Popen[bytes], api: Api, log: Path) -> None:
+    """Return when the server answers.
+
+    Raises:
+        RuntimeError: it ended, or did not answer in time; the message ends with its log.
+    """
     ends = time.monotonic() + _START_S
     while process.poll() is None and time.monotonic() < ends:
         try:
@@ -129,7 +145,8 @@ def _await_start(process: subprocess.Popen[bytes], api: Api, log: Path) -> None:
     raise RuntimeError(f"kb serve did not start: {log.read_text(errors='replace')[-2000:]}")
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of 127.0.0.1 that nobody listens on at this moment."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port: int = listener.getsockname()[1]
         return port

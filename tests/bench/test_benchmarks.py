@@ -133,6 +133,7 @@ def test_latencies_are_percentiles_of_single_calls() -> None:
     assert latency([*range(1, 101)]) == {
         "p50_ms": 50.5,
         "p95_ms": 95.05,
+        "p99_ms": 99.01,
         "mean_ms": 50.5,
         "queries": 100,
     }
