@@ -9,11 +9,13 @@ from __future__ import annotations
 import logging
 import mmap
 import threading
+import warnings
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 from celery import Celery
+from celery.exceptions import CPendingDeprecationWarning
 from celery.signals import (
     setup_logging,
     worker_init,
@@ -35,6 +37,9 @@ from workers.schedule import beat_schedule
 
 log = logging.getLogger("kb.worker")
 
+# Celery says at every lost connection that the default of a setting will change; ours is set.
+warnings.filterwarnings("ignore", category=CPendingDeprecationWarning)
+
 _START_S = 120.0
 """A child process may take this long to open its adapters; Celery's own limit is 4 s."""
 
@@ -51,6 +56,7 @@ def make_app(settings: Settings) -> Celery:
     made.conf.update(celery_config(settings.redis_url.get_secret_value(), settings.redis))
     made.conf.update(
         beat_schedule=beat_schedule(settings.ingestion),
+        worker_consumer="workers.consumer:Consumer",
         # Nothing but intervals: a clock that starts anew rings everything once.
         beat_scheduler="celery.beat:Scheduler",
         worker_proc_alive_timeout=_START_S,

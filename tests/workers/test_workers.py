@@ -57,6 +57,21 @@ def test_two_workers_ingest_each_document_once(service: Service, pool: str) -> N
 
 
 @pytest.mark.parametrize("pool", ["prefork", "threads"])
+def test_a_worker_outlives_a_broker_that_dies_while_it_works(service: Service, pool: str) -> None:
+    plain = service.dataset("plain")
+    worker = service.worker(f"--pool={pool}", "--concurrency=2", KB_INGESTION__BATCH_SEGMENTS="1")
+    service.start("beat")
+    service.add(plain, 2, lines=150, name="long")
+    service.wait(lambda: service.states() == {"indexing": 2}, 90)
+    service.broker.restart()  # with messages that are not acknowledged
+    service.add(plain, 4, name="after")
+    service.wait(lambda: service.completed() == 6, 90)
+    assert worker.poll() is None
+    assert service.runs() == ["succeeded"] * 6, "nothing was thrown away or done twice"
+    service.assert_index_is_what_sql_says()
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads"])
 def test_a_worker_that_is_told_to_stop_hands_its_document_back(service: Service, pool: str) -> None:
     plain = service.dataset("plain")
     worker = service.worker(f"--pool={pool}", KB_INGESTION__BATCH_SEGMENTS="1")
