@@ -8,7 +8,8 @@ from fastapi import APIRouter, Request, Response
 
 from kb import datasets
 from kb.api import shapes
-from kb.api.deps import AccessDep, LenientJsonBody, PageDep, parse_or_422, query_text
+from kb.api.bodies import LenientJsonBody, parse_or_422
+from kb.api.deps import AccessDep, PageDep, query_text
 from kb.db import after_commit
 from kb.schemas import DatasetCreate, DatasetUpdate
 

@@ -10,16 +10,9 @@ from sqlalchemy.orm import Session
 
 from kb import documents
 from kb.api import shapes
-from kb.api.deps import (
-    Access,
-    AccessDep,
-    JsonBody,
-    MultipartForm,
-    PageDep,
-    parse,
-    query_text,
-    short,
-)
+from kb.api.bodies import JsonBody, MultipartForm, parse
+from kb.api.deps import Access, AccessDep, PageDep, query_text
+from kb.api.text import short
 from kb.datasets import latest_rule
 from kb.db import after_commit
 from kb.documents import Upload, check_upload, store_upload

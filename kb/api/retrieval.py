@@ -5,20 +5,21 @@ from __future__ import annotations
 from typing import Any
 
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
+from pydantic_core import to_json
 
 from kb.api import shapes
+from kb.api.bodies import QueryBody, parse
 from kb.api.deps import (
     AccessDep,
     CallerDep,
-    JsonBody,
     QueryLogDep,
     ResourcesDep,
     bearer_token,
     find_caller,
     find_dataset,
     get_resources,
-    parse,
+    query_flag,
 )
 from kb.db import reading
 from kb.errors import InvalidParam, KBError, NotFound, ProviderNotInitialized, Unauthorized
@@ -40,17 +41,17 @@ _EXECUTED_TOP_K = 4  # the contract shows 2 as default but searches with 4
 @router.post("/v1/datasets/{dataset_id}/hit-testing", include_in_schema=False)
 def retrieve_segments(
     dataset_id: str,
-    body: JsonBody,
+    body: QueryBody,
     request: Request,
     access: AccessDep,
     resources: ResourcesDep,
     history: QueryLogDep,
-) -> dict[str, Any]:
+) -> Response:
     """Find the segments that answer `query`; `retrieval_model` overrides the dataset's settings.
 
     With `?explain=true` (ours, beyond the contract) each record says how its score came about.
     """
-    explain = request.query_params.get("explain", "").lower() in ("1", "true", "yes")
+    explain = query_flag(request, "explain")
     with access.reading() as session:
         dataset = access.dataset(session, dataset_id)
         asked = parse(HitTesting, body)
@@ -65,7 +66,12 @@ def retrieve_segments(
     answer: dict[str, Any] = {"query": {"content": asked.query}, "records": records}
     if explain:
         answer["timings_ms"] = found.timings_ms
-    return answer
+    return json_response(answer)
+
+
+def json_response(value: Any) -> Response:
+    """As FastAPI answers, without its look at what the value is made of: that takes 1 ms."""
+    return Response(to_json(value), media_type="application/json")
 
 
 def check_query(query: str, settings: Settings) -> str:
@@ -147,7 +153,7 @@ def refuse_filter(asked: MetadataFilter | None) -> None:
 @router.post("/retrieval")
 @router.post("//retrieval", include_in_schema=False)
 @router.post("/v1/retrieval", include_in_schema=False)
-def external_retrieval(body: JsonBody, request: Request, history: QueryLogDep) -> JSONResponse:
+def external_retrieval(body: QueryBody, request: Request, history: QueryLogDep) -> Response:
     """The external-knowledge contract: `knowledge_id` is a dataset id.
 
     A probe without a body or with an empty `knowledge_id` is answered with no records. Errors
@@ -180,7 +186,7 @@ def _answer_external(
     caller: CallerDep,
     resources: Resources,
     history: QueryLog,
-) -> JSONResponse:
+) -> Response:
     setting = asked.retrieval_setting
     refuse_filter(asked.metadata_condition)
     query = check_query(asked.query, resources.settings)
@@ -204,7 +210,7 @@ def _answer_external(
         actor=resources.owner_id,
         used=[hit.segment.id for hit in found.hits],
     )
-    return JSONResponse({"records": records})
+    return json_response({"records": records})
 
 
 def _external_error(status: int, code: int, message: str) -> JSONResponse:
