@@ -78,7 +78,11 @@ class OnnxBackend:
 
     def embed_query(self, text: str) -> Vector:
         """float32[dim], L2-normalised."""
-        row: Vector = self._embed(self.tokenize([text], self._layout.query_prompt))[0]
+        (clean,) = _clean([self._layout.query_prompt + text])
+        # Not `encode_batch_fast`: that lets go of the interpreter lock, and may then wait for a
+        # search on another thread, which holds it for milliseconds. Inference runs without it.
+        encoding = self._cut.encode(self._clip(clean))
+        row: Vector = self._embed([np.array(encoding.ids, dtype=np.int64)])[0]
         return row
 
     def embed_documents(self, texts: Sequence[str]) -> Vectors:

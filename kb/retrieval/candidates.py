@@ -1,8 +1,9 @@
-"""Candidates of one dataset: what the legs found, each with its exact scores on both sides."""
+"""Candidates of one dataset: what the legs found, and the exact scores of those that count."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import heapq
+from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from functools import cached_property
 from uuid import UUID
@@ -35,7 +36,8 @@ class Pool:
 
     Attributes:
         dense_leg, text_leg: None when not asked.
-        dense, text: raw scores of candidates from either leg; None when not asked.
+        dense, text: raw scores of candidates, at first those that the leg itself gave; None when
+            not asked.
     """
 
     plan: Plan
@@ -64,6 +66,29 @@ class Pool:
     def scores(self, best_text: float) -> dict[UUID, float]:
         """The final score of every candidate."""
         return fuse(self.dense, self.text, self.plan.weights, best_text=best_text)
+
+    def ranges(self, best_text: float) -> Iterator[tuple[UUID, float, float]]:
+        """Of each candidate its segment, and between what its final score lies: what a leg did not
+        give is between 0 and the score of the last one that it gave.
+        """
+        mean = self.plan.weights.mean
+        dense, text = self.dense or {}, self.text or {}
+        most_dense = most_text = 0.0
+        if self.dense_leg is not None and not self.dense_leg.all_read:
+            most_dense = normalise_dense(self.dense_leg.points[-1].score)
+        if self.text_leg is not None and not self.text_leg.all_read:
+            most_text = normalise_text(self.text_leg.points[-1].score, best_text)
+        for id, segment_id in self.segment_of.items():
+            low_dense = high_dense = low_text = high_text = 0.0
+            if id in dense:
+                low_dense = high_dense = normalise_dense(dense[id])
+            else:
+                high_dense = most_dense
+            if id in text:
+                low_text = high_text = normalise_text(text[id], best_text)
+            else:
+                high_text = most_text
+            yield segment_id, mean(low_dense, low_text), mean(high_dense, high_text)
 
     def among_the_best(self, candidate: UUID, depth: int) -> bool:
         """Whether a leg that counts has the candidate among its first `depth` points."""
@@ -100,30 +125,65 @@ class Pool:
         return dense, text
 
 
-def gather(
-    plan: Plan,
-    dense_leg: Leg | None,
-    text_leg: Leg | None,
-    vector: Vector | None,
-    terms: Terms,
-    index: SegmentIndex,
-) -> Pool:
-    """The union of what the legs found, with the scores that are missing on either side."""
+def gather(plan: Plan, dense_leg: Leg | None, text_leg: Leg | None) -> Pool:
+    """The union of what the legs found, with the scores that they gave."""
     segment_of = {
         p.id: p.segment_id
         for leg, weight in ((dense_leg, plan.weights.dense), (text_leg, plan.weights.text))
         if leg is not None and weight > 0
         for p in leg.points
     }
-    dense = text = None
-    if dense_leg is not None and vector is not None:
-        dense = {p.id: p.score for p in dense_leg.points if p.id in segment_of}
+    dense = _scores(dense_leg, segment_of)
+    return Pool(plan, dense_leg, text_leg, dense, _scores(text_leg, segment_of), segment_of)
+
+
+def _scores(leg: Leg | None, candidates: Mapping[UUID, UUID]) -> dict[UUID, float] | None:
+    return None if leg is None else {p.id: p.score for p in leg.points if p.id in candidates}
+
+
+def contenders(
+    pools: Iterable[Pool], best_text: float, top_k: int, threshold: float | None, rounding: float
+) -> set[UUID]:
+    """Segments that may be among the `top_k` best, whatever the scores are that no leg gave.
+
+    Most candidates of one leg are so far from the other one's that their score there, which costs
+    a look into the index, cannot change the answer.
+
+    Args:
+        threshold: segments that cannot reach it are none, either.
+        rounding: scores of two calls of an index differ by less.
+    """
+    lowest: dict[UUID, float] = {}
+    highest: dict[UUID, float] = {}
+    for pool in pools:
+        for segment_id, low, high in pool.ranges(best_text):
+            lowest[segment_id] = max(low, lowest.get(segment_id, 0.0))
+            highest[segment_id] = max(high, highest.get(segment_id, 0.0))
+    sure = heapq.nlargest(top_k, lowest.values())
+    floor = sure[-1] if len(sure) == top_k else 0.0
+    floor = max(floor, threshold or 0.0) - rounding
+    return {segment_id for segment_id, high in highest.items() if high >= floor}
+
+
+def complete(
+    pool: Pool, segments: Set[UUID], vector: Vector | None, terms: Terms, index: SegmentIndex
+) -> Pool:
+    """The pool with the candidates of these segments alone, each with its scores on both sides."""
+    plan = pool.plan
+    segment_of = {i: segment for i, segment in pool.segment_of.items() if segment in segments}
+    dense, text = _of(pool.dense, segment_of), _of(pool.text, segment_of)
+    if dense is not None and vector is not None:
         unknown = [i for i in segment_of if i not in dense]
         if unknown:
             dense |= index.dense_scores(plan.space, plan.dataset_id, vector, unknown)
-    if text_leg is not None:
-        text = {p.id: p.score for p in text_leg.points if p.id in segment_of}
+    if text is not None and pool.text_leg is not None:
         unknown = [i for i in segment_of if i not in text]
-        if unknown and not text_leg.all_read:  # otherwise they hold no term of the query
+        if unknown and not pool.text_leg.all_read:  # otherwise they hold no term of the query
             text |= index.text_scores(plan.space, plan.dataset_id, terms, unknown)
-    return Pool(plan, dense_leg, text_leg, dense, text, segment_of)
+    return Pool(plan, pool.dense_leg, pool.text_leg, dense, text, segment_of)
+
+
+def _of(
+    scores: Mapping[UUID, float] | None, candidates: Mapping[UUID, UUID]
+) -> dict[UUID, float] | None:
+    return None if scores is None else {i: s for i, s in scores.items() if i in candidates}

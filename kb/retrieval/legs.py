@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from itertools import chain
@@ -40,9 +40,17 @@ class Leg:
         return Leg(self.points[:depth], self.all_read and len(self.points) <= depth)
 
 
-def start(searches: Mapping[Name, Search], depth: int, pool: Executor) -> dict[Name, Search]:
-    """The same searches, each already under way for `depth` points."""
-    return {name: _started(search, depth, pool) for name, search in searches.items()}
+def start(
+    searches: dict[Name, Search], depth: int, pool: Executor, *, but_the_last: bool
+) -> dict[Name, Search]:
+    """The same searches, under way for `depth` points.
+
+    Args:
+        but_the_last: leave that one to the caller, who has nothing else to do meanwhile: the way
+            to another thread and back takes as long as a small search.
+    """
+    ahead = list(searches)[: -1 if but_the_last else None]
+    return searches | {name: _started(searches[name], depth, pool) for name in ahead}
 
 
 def _started(search: Search, depth: int, pool: Executor) -> Search:
@@ -50,7 +58,7 @@ def _started(search: Search, depth: int, pool: Executor) -> Search:
     return lambda limit: ahead.result() if limit == depth else search(limit)
 
 
-def read_legs(session: Session, searches: Mapping[Name, Search], depth: int) -> dict[Name, Leg]:
+def read_legs(session: Session, searches: dict[Name, Search], depth: int) -> dict[Name, Leg]:
     """For each search its best `depth` live points, or all when there are fewer.
 
     A point that is not live (deleted, disabled, replaced, not yet switched to) gives its place
@@ -59,7 +67,8 @@ def read_legs(session: Session, searches: Mapping[Name, Search], depth: int) -> 
     legs: dict[Name, Leg] = {}
     limit = depth
     while waiting := searches.keys() - legs.keys():
-        found = {name: searches[name](limit) for name in waiting}
+        # The last one first: it is not under way yet.
+        found = {name: searches[name](limit) for name in reversed(searches) if name in waiting}
         live = live_points(session, chain.from_iterable(found.values()))
         for name, points in found.items():
             alive = [p for p in points if p.id in live]

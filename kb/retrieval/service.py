@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from functools import partial
 from typing import NamedTuple
@@ -16,7 +16,7 @@ from kb.models import Dataset, IndexingTechnique
 from kb.ports import Scored
 from kb.resources import Resources, space_of
 from kb.retrieval.analysis import terms_of_query
-from kb.retrieval.candidates import Plan, Pool, gather
+from kb.retrieval.candidates import Plan, Pool, complete, contenders, gather
 from kb.retrieval.fusion import Weights
 from kb.retrieval.legs import Leg, Search, read_legs, start
 from kb.retrieval.rows import hold_snapshot, load
@@ -28,6 +28,7 @@ from kb.retrieval.types import (
     Retrieved,
     SearchMethod,
 )
+from pipelines.types import Vector
 
 _DENSE_LEG, _TEXT_LEG = LEG_SECONDS.labels("dense"), LEG_SECONDS.labels("text")
 _FIRST_DEPTH = 50
@@ -83,14 +84,18 @@ def _retrieve(
     pools: dict[UUID, Pool] = {}
     unsettled = list(plans)
     while unsettled:
-        under_way = question.ask(unsettled, depth)
-        if not pools:
-            with clock.stage("embed"):
-                question.wait_for_vectors()
+        text_legs = question.ask_text(unsettled, depth)
+        with clock.stage("embed"):
+            question.embed()
         with clock.stage("search"):
-            pools |= question.pools(read_legs(session, under_way, depth), unsettled)
-        with clock.stage("fuse"):
+            legs = read_legs(session, text_legs | question.ask_dense(unsettled, depth), depth)
+            pools |= question.drafts(legs, unsettled)
             best_text = max(pool.best_text for pool in pools.values())
+            wanted = contenders(
+                pools.values(), best_text, settings.top_k, settings.score_threshold, _ROUNDING
+            )
+            pools |= question.completed({i: pools[i] for i in unsettled}, wanted)
+        with clock.stage("fuse"):
             groups = _assemble(pools.values(), best_text, settings)
             unsettled = [
                 dataset_id
@@ -130,53 +135,77 @@ class _Question:
 
     def __init__(self, query: str, plans: Mapping[UUID, Plan], resources: Resources) -> None:
         self.cap = resources.settings.retrieval.candidate_depth
-        self._plans, self._index, self._threads = plans, resources.index, resources.pool
+        self._query, self._plans = query, plans
+        self._index, self._threads = resources.index, resources.pool
         for space in {plan.space for plan in plans.values()}:
             self._index.ensure_space(space)
         names = {plan.space.name for plan in plans.values() if plan.method.uses_dense}
-        embedders = {name: resources.embedders(name) for name in names}
-        self._vectors = {
-            name: self._threads.submit(embedder.embed_query, query)
-            for name, embedder in embedders.items()
-        }
+        self._embedders = {name: resources.embedders(name) for name in names}
+        self._vectors: dict[str, Vector] = {}
         self._terms, _ = terms_of_query(query)
 
-    def ask(self, dataset_ids: Iterable[UUID], depth: int) -> dict[_LegName, Search]:
-        """Have every leg of these datasets searched; text legs do not wait for the vectors."""
-        searches: dict[_LegName, Search] = {}
-        for plan in [self._plans[i] for i in dataset_ids]:
-            if plan.method.uses_text:
-                searches[plan.dataset_id, "text"] = partial(self._best, plan)
-            if plan.method.uses_dense:
-                searches[plan.dataset_id, "dense"] = partial(self._nearest, plan)
-        return start(searches, depth, self._threads)
+    def ask_text(self, dataset_ids: Iterable[UUID], depth: int) -> dict[_LegName, Search]:
+        """Have the text legs of these datasets searched, while the query is embedded."""
+        searches: dict[_LegName, Search] = {
+            (plan.dataset_id, "text"): partial(self._best, plan)
+            for plan in map(self._plans.__getitem__, dataset_ids)
+            if plan.method.uses_text
+        }
+        return start(searches, depth, self._threads, but_the_last=not self._embedders)
+
+    def embed(self) -> None:
+        """Embed the query in every space, one of them in this thread; repeats for nothing.
+
+        Raises:
+            TransientError: an embedder did not answer.
+        """
+        if self._vectors or not self._embedders:
+            return
+        *others, own = self._embedders.items()
+        ahead = {name: self._threads.submit(e.embed_query, self._query) for name, e in others}
+        self._vectors[own[0]] = own[1].embed_query(self._query)
+        self._vectors |= {name: vector.result() for name, vector in ahead.items()}
+
+    def ask_dense(self, dataset_ids: Iterable[UUID], depth: int) -> dict[_LegName, Search]:
+        """Have the dense legs of these datasets searched; the query is embedded."""
+        searches: dict[_LegName, Search] = {
+            (plan.dataset_id, "dense"): partial(self._nearest, plan)
+            for plan in map(self._plans.__getitem__, dataset_ids)
+            if plan.method.uses_dense
+        }
+        return start(searches, depth, self._threads, but_the_last=True)
 
     def _best(self, plan: Plan, limit: int) -> list[Scored]:
         with _TEXT_LEG.time():
             return self._index.best(plan.space, plan.dataset_id, self._terms, limit)
 
     def _nearest(self, plan: Plan, limit: int) -> list[Scored]:
-        vector = self._vectors[plan.space.name].result()
+        vector = self._vectors[plan.space.name]
         with _DENSE_LEG.time():
             return self._index.nearest(plan.space, plan.dataset_id, vector, limit)
 
-    def wait_for_vectors(self) -> None:
-        """Return when the query is embedded, or raise what the embedder raised."""
-        for vector in self._vectors.values():
-            vector.result()
+    def drafts(self, legs: Mapping[_LegName, Leg], dataset_ids: Iterable[UUID]) -> dict[UUID, Pool]:
+        """What the legs of these datasets found."""
+        return {dataset_id: self._draft(legs, dataset_id) for dataset_id in dataset_ids}
 
-    def pools(self, legs: Mapping[_LegName, Leg], dataset_ids: Sequence[UUID]) -> dict[UUID, Pool]:
-        """What the legs of these datasets found; missing scores are looked up."""
-        found = self._threads.map(partial(self._pool, legs), dataset_ids)
-        return dict(zip(dataset_ids, found, strict=True))
-
-    def _pool(self, legs: Mapping[_LegName, Leg], dataset_id: UUID) -> Pool:
+    def _draft(self, legs: Mapping[_LegName, Leg], dataset_id: UUID) -> Pool:
         plan = self._plans[dataset_id]
         dense, text = legs.get((dataset_id, "dense")), legs.get((dataset_id, "text"))
         if plan.fuses and dense is not None and text is not None:
             dense, text = dense.cut(self.cap), text.cut(self.cap)
-        vector = self._vectors[plan.space.name].result() if dense is not None else None
-        return gather(plan, dense, text, vector, self._terms, self._index)
+        return gather(plan, dense, text)
+
+    def completed(self, drafts: Mapping[UUID, Pool], segments: Set[UUID]) -> dict[UUID, Pool]:
+        """The same with the candidates of these segments alone; missing scores are looked up."""
+        fill = partial(self._completed, segments)
+        *others, own = drafts.values()
+        ahead = self._threads.map(fill, others)
+        done = [fill(own), *ahead]
+        return {pool.plan.dataset_id: pool for pool in done}
+
+    def _completed(self, segments: Set[UUID], draft: Pool) -> Pool:
+        vector = self._vectors.get(draft.plan.space.name)
+        return complete(draft, segments, vector, self._terms, self._index)
 
 
 class _Candidate(NamedTuple):
