@@ -7,7 +7,7 @@ KBError                         every public error: `code`, `message`, `status`
 ├── InvalidParam        400     a value that cannot be used; the message names it and the remedy
 │   ├── BadRequest      400     the body is not JSON
 │   ├── NoFileUploaded, TooManyFiles, FilenameMissing, InvalidMetadata
-│   └── DatasetNotInitialized, DocumentIndexing, ProviderNotInitialized
+│   └── DocumentIndexing, ProviderNotInitialized
 ├── Conflict            409
 │   └── DatasetNameDuplicate
 ├── FileTooLarge        413
@@ -55,13 +55,22 @@ class ArchivedDocument(Forbidden):
     code = "archived_document_immutable"
 
 
+_LISTS = {
+    "dataset": "GET /v1/datasets",
+    "document": "GET /v1/datasets/{dataset_id}/documents",
+    "batch": "GET /v1/datasets/{dataset_id}/documents",
+    "webhook": "GET /v1/webhooks",
+}
+
+
 class NotFound(KBError):
-    """No such thing in this workspace."""
+    """No such thing in this workspace, or not for this key."""
 
     status, code = 404, "not_found"
 
     def __init__(self, noun: str, key: object) -> None:
-        super().__init__(f"no {noun} {str(key)!r}")
+        seen = f"; {_LISTS[noun]} lists what this key opens" if noun in _LISTS else ""
+        super().__init__(f"no {noun} {str(key)!r}{seen}")
         self.noun, self.key = noun, key
 
 
@@ -99,12 +108,6 @@ class InvalidMetadata(InvalidParam):
     """The query value `metadata` is not one of all, only, without."""
 
     code = "invalid_metadata"
-
-
-class DatasetNotInitialized(InvalidParam):
-    """The dataset has no index yet: it never received a document."""
-
-    code = "dataset_not_initialized"
 
 
 class DocumentIndexing(InvalidParam):

@@ -311,7 +311,9 @@ class Limits(BaseModel):
     body_bytes: int = Field(default=100_000_000, gt=0)
     """Of a JSON body; a text of `text_chars` fits when it is sent as UTF-8."""
     query_chars: int = Field(default=250, gt=0)
-    """Of a question."""
+    """Of a question, as the contract has it."""
+    long_query_chars: int = Field(default=10_000, gt=0)
+    """Of a question to `POST /retrieval`, to which applications send whole messages."""
     top_k: int = Field(default=100, gt=0)
     """Results of one query."""
     page_rows: int = Field(default=100, gt=0)

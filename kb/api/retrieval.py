@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic_core import to_json
 
 from kb.api import shapes
-from kb.api.bodies import QueryBody, parse
+from kb.api.bodies import QueryBody, parse, query_body
 from kb.api.deps import (
     AccessDep,
     CallerDep,
@@ -80,13 +80,16 @@ def check_query(query: str, settings: Settings) -> str:
     Raises:
         InvalidParam: empty, or longer than the limit.
     """
-    limit = settings.limits.query_chars
+    return _check_length(query, settings.limits.query_chars, "KB_LIMITS__QUERY_CHARS")
+
+
+def _check_length(query: str, limit: int, setting: str) -> str:
     if not query.strip():
         raise InvalidParam("query is empty; ask something")
     if len(query) > limit:
         raise InvalidParam(
             f"query has {len(query)} characters, the limit is {limit}; shorten it, or raise "
-            "KB_LIMITS__QUERY_CHARS"
+            f"{setting}"
         )
     return query
 
@@ -150,10 +153,20 @@ def refuse_filter(asked: MetadataFilter | None) -> None:
         )
 
 
+async def _external_body(request: Request, resources: ResourcesDep) -> Any:
+    """The parsed body, or what is wrong with it: this contract has errors of its own."""
+    try:
+        return await query_body(request, resources)
+    except KBError as exc:
+        return exc
+
+
 @router.post("/retrieval")
 @router.post("//retrieval", include_in_schema=False)
 @router.post("/v1/retrieval", include_in_schema=False)
-def external_retrieval(body: QueryBody, request: Request, history: QueryLogDep) -> Response:
+def external_retrieval(
+    body: Annotated[Any, Depends(_external_body)], request: Request, history: QueryLogDep
+) -> Response:
     """The external-knowledge contract: `knowledge_id` is a dataset id.
 
     A probe without a body or with an empty `knowledge_id` is answered with no records. Errors
@@ -169,6 +182,8 @@ def external_retrieval(body: QueryBody, request: Request, history: QueryLogDep) 
     if caller is None:
         return _external_error(403, 1002, "the API key is not valid")
     try:
+        if isinstance(body, KBError):
+            raise body
         asked = parse(ExternalRetrieval, body or {})
         if not asked.knowledge_id or not asked.query.strip():
             return JSONResponse({"records": []})
@@ -189,7 +204,9 @@ def _answer_external(
 ) -> Response:
     setting = asked.retrieval_setting
     refuse_filter(asked.metadata_condition)
-    query = check_query(asked.query, resources.settings)
+    query = _check_length(
+        asked.query, resources.settings.limits.long_query_chars, "KB_LIMITS__LONG_QUERY_CHARS"
+    )
     with reading(resources.sessions) as session:
         dataset = find_dataset(session, caller, asked.knowledge_id)
         model = RetrievalModelIn.model_validate(dataset.retrieval_model or {}).model_copy(

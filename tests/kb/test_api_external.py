@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -195,9 +196,30 @@ def test_an_unknown_knowledge_base_is_2001(client: TestClient, knowledge_id: str
     ],
 )
 def test_a_body_that_cannot_be_read_is_400(client: TestClient, body: bytes) -> None:
-    answer = client.post("/retrieval", content=body)
-    assert answer.status_code == 400, answer.text
-    assert len(answer.json()) in (2, 3)
+    failed(client.post("/retrieval", content=body), 400, 400)
+    nobody = {"Authorization": "Bearer wrong"}
+    failed(client.post("/retrieval", content=body, headers=nobody), 403, 1002)
+
+
+def test_a_question_may_be_a_whole_message(client: TestClient, animals: tuple[str, str]) -> None:
+    message = "Tell me all that you know about the walrus. " * 100
+    found = records(ask(client, animals[0], query=message))
+    assert "walrus" in found[0]["content"]
+    said = failed(ask(client, animals[0], query="w" * 10_001), 400, 400)
+    assert "10001 characters" in said
+    assert "KB_LIMITS__LONG_QUERY_CHARS" in said
+
+
+def test_queries_at_the_same_time_get_the_answers_that_they_get_alone(
+    client: TestClient, animals: tuple[str, str]
+) -> None:
+    questions = ["walrus", "otter", "owls hunt", "tusks", "sleeps"]
+    alone = {q: records(ask(client, animals[0], query=q)) for q in questions}
+    assert all(alone.values())
+    with ThreadPoolExecutor(12) as pool:
+        asked = questions * 12
+        together = list(pool.map(lambda q: records(ask(client, animals[0], query=q)), asked))
+    assert together == [alone[q] for q in asked]
 
 
 @pytest.mark.parametrize("top_k", [0, -1, 10**6])
