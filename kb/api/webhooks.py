@@ -7,7 +7,8 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from kb import webhooks
-from kb.api.deps import AccessDep, JsonBody, PageDep, parse, path_id, query_text
+from kb.api.bodies import JsonBody, parse
+from kb.api.deps import AccessDep, PageDep, path_id, query_text
 from kb.api.shapes import epoch, text
 from kb.db import after_commit
 from kb.models import Webhook, WebhookDelivery, WebhookEvent
