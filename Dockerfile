@@ -21,7 +21,7 @@ RUN --mount=type=cache,target=/root/.cache/pip \
 # The dependencies before the sources, so that a change of ours does not install them again.
 RUN --mount=type=cache,target=/root/.cache/pip \
     python -c "import pathlib, tomllib; p = tomllib.loads(pathlib.Path('pyproject.toml').read_text())['project']; \
-print(*p['dependencies'], *p['optional-dependencies']['service'], sep='\n')" > requirements.txt \
+print(*p['dependencies'], *p['optional-dependencies']['service'], *p['optional-dependencies']['otel'], sep='\n')" > requirements.txt \
     && pip install --constraint constraints.txt --requirement requirements.txt
 
 COPY README.md LICENSE ./

@@ -210,6 +210,8 @@ class Redis(BaseModel):
     """Check the server's certificate and name."""
     connect_timeout_s: float = Field(default=5.0, gt=0)
     """How long opening a connection may take; an upload waits no longer for its announcement."""
+    events: bool = True
+    """Workers tell what they do, for monitors such as Flower."""
     visibility_timeout_s: int = Field(default=600, ge=10)
     """A message whose worker vanished comes again after this long; doing it twice is harmless."""
 
@@ -273,6 +275,23 @@ class Retrieval(BaseModel):
     """Legs searched in parallel in this process."""
     vector_weight: float = Field(default=0.5, ge=0, le=1)
     """Weight of the dense leg of a hybrid query that gives no weights."""
+
+
+class Tracing(BaseModel):
+    """Spans of OpenTelemetry; needs the extra `otel`."""
+
+    model_config = ConfigDict(frozen=True)
+
+    endpoint: str | None = Field(default=None, pattern=r"^https?://[^\s/]")
+    """`http://HOST:4318`, a collector that takes OTLP over HTTP; None: no spans."""
+    headers: SecretStr | None = None
+    """`NAME=VALUE,NAME=VALUE`, sent to the collector, such as its key."""
+    sample_ratio: float = Field(default=1.0, ge=0, le=1)
+    """Share of traces that are kept; a caller that sends a `traceparent` decides for its own."""
+    service_name: str = Field(default="kb", min_length=1)
+    """What the traces of these processes are called."""
+    timeout_s: float = Field(default=10.0, gt=0)
+    """How long the collector may take; work does not wait for it."""
 
 
 class Webhooks(BaseModel):
@@ -363,6 +382,7 @@ class Settings(BaseSettings):
     embedding: Embedding = Embedding()
     ingestion: Ingestion = Ingestion()
     metrics: Metrics = Metrics()
+    tracing: Tracing = Tracing()
     webhooks: Webhooks = Webhooks()
     retrieval: Retrieval = Retrieval()
     limits: Limits = Limits()

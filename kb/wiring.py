@@ -25,6 +25,7 @@ from kb.models import Member, Workspace
 from kb.ports import BlobStore, JobQueue, SegmentIndex
 from kb.resources import Resources
 from kb.settings import Settings
+from kb.tracing import start_tracing
 from pipelines.ports import Embedder
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ def open_resources(settings: Settings) -> Iterator[Resources]:
     check_service(settings)
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
+        stack.callback(start_tracing(settings.tracing))
         sessions = _open_sessions(settings)
         stack.callback(sessions.close)
         if settings.redis_url is None:

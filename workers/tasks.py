@@ -7,6 +7,7 @@ from celery import Task
 from kb import sweeper
 from kb.adapters.celery_queue import CLEAN_UP, INDEX_DOCUMENT, RUN_JOBS, SWEEP
 from kb.ports import Queue
+from kb.tracing import announced
 from workers.app import app, crew, resources
 
 
@@ -14,7 +15,10 @@ from workers.app import app, crew, resources
 def index_document(task: Task, document_id: str) -> None:
     """Work on the document whose turn it is in this message's queue; the id is for people."""
     queue = (task.request.delivery_info or {}).get("routing_key")
-    crew().ingest_next((Queue(queue),) if queue in list(Queue) else tuple(Queue))
+    # Celery has what the sender put into the headers in either place, depending on its protocol.
+    headers = {**(task.request.headers or {}), **vars(task.request)}
+    with announced(headers, document_id):
+        crew().ingest_next((Queue(queue),) if queue in list(Queue) else tuple(Queue))
 
 
 @app.task(name=RUN_JOBS)

@@ -6,7 +6,7 @@ import logging
 import ssl
 import time
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from celery import Celery
 from kombu.exceptions import ChannelError, KombuError
@@ -17,6 +17,7 @@ from redis.retry import Retry
 from kb.errors import Misconfigured
 from kb.ports import Queue
 from kb.settings import Redis
+from kb.tracing import carrier
 
 log = logging.getLogger("kb.queue")
 
@@ -84,8 +85,8 @@ def celery_config(url: str, redis: Redis) -> dict[str, Any]:
         # A lost connection to the broker is no reason to throw work away; a lease decides.
         "worker_cancel_long_running_tasks_on_connection_loss": False,
         "task_track_started": True,
-        "task_send_sent_event": True,
-        "worker_send_task_events": True,
+        "task_send_sent_event": redis.events,
+        "worker_send_task_events": redis.events,
         "enable_utc": True,
         "timezone": "UTC",
     }
@@ -163,7 +164,16 @@ class CeleryQueue:
         if time.monotonic() < self._silent_until:
             return
         try:
-            self._app.send_task(task, args=arguments, queue=queue, retry=False, ignore_result=True)
+            self._app.send_task(
+                task,
+                args=arguments,
+                queue=queue,
+                retry=False,
+                ignore_result=True,
+                headers=carrier(),
+                # Names of people's things make a list of tasks readable; the rest makes it unique.
+                task_id="-".join([*arguments, uuid4().hex[:12]]) if arguments else None,
+            )
         except _FAILURES as exc:
             self._be_silent(exc)
 

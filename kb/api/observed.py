@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from kb.logs import fields, log_ids
 from kb.metrics import REQUEST_SECONDS, REQUESTS
+from kb.tracing import request_span
 
 log = logging.getLogger("kb.access")
 
@@ -52,11 +53,16 @@ class Observed:
             await send(message)
 
         started = time.perf_counter()
-        with log_ids(request_id=request_id):
+        with (
+            log_ids(request_id=request_id),
+            request_span(scope["headers"], request_id=request_id) as opened,
+        ):
             try:
                 await self._app(scope, receive, answer)
             finally:
                 self._note(scope, status, time.perf_counter() - started)
+                if opened is not None:
+                    _describe(opened, scope, status)
 
     def _note(self, scope: Scope, status: int, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", _UNMATCHED)
@@ -79,6 +85,19 @@ class Observed:
                 "request",
                 extra=fields(method=method, route=route, status=status, ms=ms, path=path),
             )
+
+
+def _describe(span: Any, scope: Scope, status: int) -> None:
+    """Name and attributes as the semantic conventions of OpenTelemetry have them."""
+    route = getattr(scope.get("route"), "path", _UNMATCHED)
+    span.update_name(f"{scope['method']} {route}")
+    span.set_attributes(
+        {
+            "http.request.method": scope["method"],
+            "http.route": route,
+            "http.response.status_code": status,
+        }
+    )
 
 
 def _request_id(scope: Scope) -> str:

@@ -46,11 +46,22 @@ _QUEUES = ("interactive", "bulk", "maintenance")
     metavar="NAMES",
     help="Which queues to serve: small files, large files, everything else.",
 )
+@click.option(
+    "--events/--no-events",
+    "-E/ ",
+    default=None,
+    help="Tell monitors such as Flower what is done.  [env: KB_REDIS__EVENTS; default: events]",
+)
 @click.option("--name", metavar="NAME", help="Name among the workers.  [default: celery@HOST]")
 @target_options(network=False)
 @click.pass_obj
 def worker(
-    target: Target, pool: str, concurrency: int | None, queues: str, name: str | None
+    target: Target,
+    pool: str,
+    concurrency: int | None,
+    queues: str,
+    events: bool | None,
+    name: str | None,
 ) -> None:
     """Work on documents, together with any number of other workers.
 
@@ -69,6 +80,8 @@ def worker(
     if pool == "prefork" and "threads" not in settings.embedding.model_fields_set:
         # Each child process embeds with its share of the processors.
         os.environ["KB_EMBEDDING__THREADS"] = str(max(1, (os.cpu_count() or 1) // count))
+    if events is not None:
+        os.environ["KB_REDIS__EVENTS"] = str(events).lower()
     _prepare_metrics(settings.metrics, several=pool == "prefork")
     arguments = [f"--pool={pool}", f"--concurrency={count}", f"--queues={','.join(asked)}"]
     if name is not None:

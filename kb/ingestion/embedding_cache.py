@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 from kb.db import Sessions, now, reading, transaction
 from kb.metrics import EMBEDDED_TEXTS, EMBEDDING_SECONDS
 from kb.models import CachedEmbedding
+from kb.tracing import span
 from pipelines.errors import TransientError
 from pipelines.ports import Embedder
 from pipelines.types import Vector, Vectors
@@ -64,7 +65,7 @@ def _embed(embedder: Embedder, texts: dict[str, str], sessions: Sessions) -> dic
     """Vectors by hash, of texts by hash; in the cache when this returns."""
     hashes = list(texts)
     try:
-        with EMBEDDING_SECONDS.time():
+        with EMBEDDING_SECONDS.time(), span("embed batch", texts=len(texts)):
             vectors = embedder.embed_documents(list(texts.values()))
     except TransientError as exc:
         if exc.done:

@@ -17,6 +17,7 @@ from kb.models import ChildChunk, Dataset, Document, Segment
 from kb.ports import Point, SegmentIndex, Space
 from kb.retrieval.analysis import analyse
 from kb.retrieval.bm25 import terms_of_document
+from kb.tracing import span
 from pipelines.types import Vectors
 
 Embed = Callable[[Sequence[str]], Vectors]
@@ -69,7 +70,7 @@ def write_leaves(
         )
         for i, leaf in enumerate(leaves)
     ]
-    with INDEX_SECONDS.time():
+    with INDEX_SECONDS.time(), span("index batch", points=len(points)):
         index.upsert(space, points)
         index.flush(space)
     INDEX_POINTS.inc(len(points))

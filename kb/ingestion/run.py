@@ -7,6 +7,7 @@ import logging
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import lru_cache, partial
@@ -38,6 +39,7 @@ from kb.models import (
 from kb.ports import Space
 from kb.process_rules import AUTOMATIC_RULES, graph_for
 from kb.resources import Resources, space_of
+from kb.tracing import note, run_span, span
 from kb.webhooks import announce
 from pipelines.definitions import definition
 from pipelines.engine import EventKind, NodeTiming, RunEvent, run
@@ -82,7 +84,13 @@ def ingest(claim: Claim, resources: Resources, *, stopped: Callable[[], bool]) -
     The outcome is recorded on the document; only a lost lease leaves it to its new owner.
     """
     ids = {"document": claim.document_id, "dataset": claim.dataset_id, "run": claim.run_id}
-    with log_ids(**ids):
+    traced = run_span(
+        claim.document_id,
+        dataset=str(claim.dataset_id),
+        run=str(claim.run_id),
+        attempt=claim.attempt,
+    )
+    with log_ids(**ids), traced:
         _ingest(claim, resources, stopped)
 
 
@@ -112,6 +120,7 @@ def _ingest(claim: Claim, resources: Resources, stopped: Callable[[], bool]) -> 
             )
             result = run(work.graph, blob, ctx, on_event=on_event)
         sink.switch(partial(recorder.succeeded, sink, result.timings))
+        note(outcome="completed", segments=sink.segments)
         metrics.DOCUMENTS.labels("completed").inc()
         log.info("completed: %d segments in %.3f s", sink.segments, result.seconds)
     except (LeaseLost, Cancelled) as exc:
@@ -257,11 +266,18 @@ class _Recorder:
         self._jobs = resources.jobs
         self._stage = IndexingStatus.INDEXING if claim.staged else IndexingStatus.PARSING
         self._shown_at = time.monotonic()
+        self._span = ExitStack()
+        """Of the stage under way."""
         self.lost = False
 
     def event(self, sink: DocumentSink, event: RunEvent) -> None:
         """Show the stage, and keep the times of those done for the next checkpoint."""
         role = event.role or ""
+        if event.kind is EventKind.NODE_STARTED:
+            self._span = ExitStack()
+            self._span.enter_context(span(f"stage {role}", node=event.node_kind or ""))
+        if event.kind in (EventKind.NODE_FINISHED, EventKind.NODE_FAILED):
+            self._span.close()
         if event.kind is EventKind.NODE_FINISHED:
             _observe(role, event.elapsed_s, sink)
             if role in _DONE_COLUMN:
@@ -312,6 +328,7 @@ class _Recorder:
         except LeaseLost as lost:
             self.handed_back(lost)
             return
+        note(outcome=outcome, error_code=_code(exc))
         metrics.DOCUMENTS.labels(outcome).inc()
         metrics.DOCUMENT_ERRORS.labels(_code(exc), self._stage.value).inc()
 

@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 
 from kb.ports import Scored
 from kb.retrieval.rows import live_points
+from kb.tracing import carried
 
 Name = TypeVar("Name")
 Search = Callable[[int], list[Scored]]
@@ -54,7 +55,7 @@ def start(
 
 
 def _started(search: Search, depth: int, pool: Executor) -> Search:
-    ahead = pool.submit(search, depth)
+    ahead = pool.submit(carried(search), depth)
     return lambda limit: ahead.result() if limit == depth else search(limit)
 
 

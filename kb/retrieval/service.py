@@ -28,6 +28,8 @@ from kb.retrieval.types import (
     Retrieved,
     SearchMethod,
 )
+from kb.tracing import carried, span
+from pipelines.ports import Embedder
 from pipelines.types import Vector
 
 _DENSE_LEG, _TEXT_LEG = LEG_SECONDS.labels("dense"), LEG_SECONDS.labels("text")
@@ -62,7 +64,8 @@ def retrieve(
     """
     clock = _Clock()
     try:
-        return _retrieve(session, query, datasets, settings, resources, clock)
+        with span("retrieve", method=settings.method, datasets=len(datasets)):
+            return _retrieve(session, query, datasets, settings, resources, clock)
     finally:
         clock.observe(settings.method)
 
@@ -75,7 +78,8 @@ def _retrieve(
     resources: Resources,
     clock: _Clock,
 ) -> Retrieved:
-    plans = _plans(datasets, settings)
+    with span("plan"):
+        plans = _plans(datasets, settings)
     if not query.strip() or not plans:
         return Retrieved((), clock.stages)
     hold_snapshot(session)
@@ -162,8 +166,10 @@ class _Question:
         if self._vectors or not self._embedders:
             return
         *others, own = self._embedders.items()
-        ahead = {name: self._threads.submit(e.embed_query, self._query) for name, e in others}
-        self._vectors[own[0]] = own[1].embed_query(self._query)
+        ahead = {
+            name: self._threads.submit(carried(_embed_query), e, self._query) for name, e in others
+        }
+        self._vectors[own[0]] = _embed_query(own[1], self._query)
         self._vectors |= {name: vector.result() for name, vector in ahead.items()}
 
     def ask_dense(self, dataset_ids: Iterable[UUID], depth: int) -> dict[_LegName, Search]:
@@ -176,12 +182,12 @@ class _Question:
         return start(searches, depth, self._threads, but_the_last=True)
 
     def _best(self, plan: Plan, limit: int) -> list[Scored]:
-        with _TEXT_LEG.time():
+        with _TEXT_LEG.time(), span("leg text", limit=limit):
             return self._index.best(plan.space, plan.dataset_id, self._terms, limit)
 
     def _nearest(self, plan: Plan, limit: int) -> list[Scored]:
         vector = self._vectors[plan.space.name]
-        with _DENSE_LEG.time():
+        with _DENSE_LEG.time(), span("leg dense", limit=limit):
             return self._index.nearest(plan.space, plan.dataset_id, vector, limit)
 
     def drafts(self, legs: Mapping[_LegName, Leg], dataset_ids: Iterable[UUID]) -> dict[UUID, Pool]:
@@ -206,6 +212,11 @@ class _Question:
     def _completed(self, segments: Set[UUID], draft: Pool) -> Pool:
         vector = self._vectors.get(draft.plan.space.name)
         return complete(draft, segments, vector, self._terms, self._index)
+
+
+def _embed_query(embedder: Embedder, query: str) -> Vector:
+    with span("embed query"):
+        return embedder.embed_query(query)
 
 
 class _Candidate(NamedTuple):
@@ -296,7 +307,8 @@ class _Clock:
     def stage(self, name: str) -> Iterator[None]:
         started = time.perf_counter()
         try:
-            yield
+            with span(name):
+                yield
         finally:
             took_ms = (time.perf_counter() - started) * 1000
             self.stages[name] = round(self.stages.get(name, 0.0) + took_ms, 3)

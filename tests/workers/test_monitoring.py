@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
+from celery import Celery
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
+from kb.adapters.celery_queue import celery_config
+from kb.settings import Redis as RedisSettings
+from kb.settings import Tracing
+from kb.tracing import start_tracing
 from tests.kb.test_metrics import Samples, parsed
+from tests.receiver import Receiver, receiving
 from tests.services import PostgreSQL, Redis, free_port
-from tests.workers.service import Service, children_of, open_service
+from tests.workers.service import Service, open_service
 
 pytestmark = [pytest.mark.integration, pytest.mark.e2e]
 
@@ -68,8 +79,8 @@ def test_a_worker_shows_what_all_its_processes_did(
     with pytest.raises(urllib.error.HTTPError, match="401"):
         scrape(port, None)
     if pool == "prefork":
-        assert len(children_of(worker.pid)) == 2
-        assert len(list(temporary.glob("kb-metrics-*/*.db"))) >= 2
+        counting = {path.stem.rpartition("_")[2] for path in temporary.glob("kb-metrics-*/*.db")}
+        assert len(counting - {str(worker.pid)}) == 2, "each child process for itself"
 
     second = service.worker(f"--pool={pool}", **environment)
     assert second.wait(60) == 1, "the port is taken"
@@ -86,3 +97,91 @@ def test_a_worker_shows_what_all_its_processes_did(
     assert {"kb.ingestion", "celery.worker.strategy"} <= {line["logger"] for line in read}
     done = [line for line in read if line["message"].startswith("completed:")]
     assert len({line["document"] for line in done}) == len({line["run"] for line in done}) == 12
+
+
+# --- traces --------------------------------------------------------------------------------------
+
+
+def spans(collector: Receiver) -> list[Any]:
+    """What a collector was sent over OTLP."""
+    return [
+        span
+        for message in collector.messages
+        for resource in ExportTraceServiceRequest.FromString(message.body).resource_spans
+        for scope in resource.scope_spans
+        for span in scope.spans
+    ]
+
+
+def test_an_upload_and_its_ingestion_in_a_worker_are_one_trace(service: Service) -> None:
+    with receiving() as collector:
+        endpoint = f"http://127.0.0.1:{collector.port}"
+        worker = service.worker(KB_TRACING__ENDPOINT=endpoint, KB_TRACING__HEADERS="x-key=k1")
+        plain = service.dataset("plain")
+        stop = start_tracing(Tracing(endpoint=endpoint))
+        try:
+            (document,) = service.add(plain, 1)
+        finally:
+            stop()
+        service.wait(lambda: service.completed() == 1, 90)
+        worker.terminate()
+        assert worker.wait(60) == 0, "what was not sent yet is sent"
+        found = {span.name: span for span in spans(collector)}
+        upload = found["POST /v1/datasets/{dataset_id}/document/create-by-text"]
+        ingest = found["ingest"]
+        assert ingest.trace_id == upload.trace_id
+        assert ingest.parent_span_id == upload.span_id
+        values = {a.key: a.value.string_value for a in ingest.attributes}
+        assert values["kb.document"] == document
+        assert found["index batch"].trace_id == upload.trace_id
+        assert {m.path for m in collector.messages} == {"/v1/traces"}
+        assert collector.messages[-1].headers["x-key"] == "k1"
+
+
+# --- events --------------------------------------------------------------------------------------
+
+
+@contextmanager
+def events(broker: Redis) -> Iterator[list[dict[str, Any]]]:
+    """What a monitor hears, as Flower listens."""
+    app = Celery("monitor", set_as_current=False)
+    app.conf.update(celery_config(broker.url, RedisSettings()))
+    heard: list[dict[str, Any]] = []
+    with app.connection_for_read() as connection:
+        receiver = app.events.Receiver(connection, handlers={"*": heard.append})
+
+        def listen() -> None:
+            for _ in receiver.consume(limit=None, timeout=120, wakeup=True):
+                pass
+
+        thread = threading.Thread(target=listen)
+        thread.start()
+        time.sleep(0.5)  # it has subscribed
+        try:
+            yield heard
+        finally:
+            receiver.should_stop = True
+            thread.join(30)
+    app.close()
+
+
+@pytest.mark.parametrize("flag", ["-E", "--no-events"])
+def test_a_monitor_hears_what_workers_do_unless_told_otherwise(service: Service, flag: str) -> None:
+    with events(service.broker) as heard:
+        service.worker(flag)
+        plain = service.dataset("plain")
+        (document,) = service.add(plain, 1)
+        service.wait(lambda: service.completed() == 1, 90)
+        if flag == "--no-events":
+            time.sleep(1)
+            told = {e["type"] for e in heard if e["type"].startswith("task-")}
+            assert told <= {"task-sent"}, "the API's own"
+            return
+        service.wait(lambda: any(e["type"] == "task-succeeded" for e in heard))
+    kinds = {e["type"] for e in heard}
+    assert {"worker-online", "worker-heartbeat", "task-received", "task-started"} <= kinds
+    (received,) = [e for e in heard if e["type"] == "task-received"]
+    assert received["name"] == "kb.index_document"
+    assert document in received["args"]
+    assert received["uuid"].startswith(f"{document}-")
+    assert received["hostname"].startswith("w0@")
