@@ -75,14 +75,10 @@ def test_a_query_is_told_from_the_request_to_the_rows(lab: Lab) -> None:
     assert request.attributes["kb.request_id"] == "r-1"
     told = tree(exporter.get_finished_spans(), request)
     assert told[route] == ["retrieve"]
-    steps = told["retrieve"]
-    assert set(steps) == {"plan", "embed query", "leg text", "leg dense", "embed"} | {
-        "search",
-        "fuse",
-        "hydrate",
-    }
-    assert steps[0] == "plan"
-    assert steps[-1] == "hydrate"
+    assert told["retrieve"][0] == "plan"
+    assert told["retrieve"][-1] == "hydrate"
+    steps = {name for children in told.values() for name in children}
+    assert {"embed", "embed query", "leg text", "leg dense", "search", "fuse"} <= steps
 
 
 def test_an_ingestion_is_told_with_its_stages_and_batches(lab: Lab) -> None:
