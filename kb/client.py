@@ -14,7 +14,9 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Iterator, Mapping
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -36,7 +38,8 @@ FINISHED = frozenset({"completed", "error", "paused"})
 """Indexing states that a document does not leave by itself."""
 
 _PAGE_ROWS = 100
-_DOCTOR_TIMEOUT_S = 3600.0
+_LONG_S = 3600.0
+"""For what takes long on the server: the doctor, moving a dataset."""
 
 
 class ClientError(Exception):
@@ -223,6 +226,92 @@ class Client:
         """Delete a dataset with its documents."""
         self._send("DELETE", f"/v1/datasets/{self.dataset(name)['id']}")
 
+    def export_dataset(
+        self,
+        name: str,
+        file: str | Path,
+        *,
+        with_vectors: bool = False,
+        progress: Callable[[int], None] = lambda size: None,
+    ) -> int:
+        """Write a dataset to an archive, as it arrives; the file appears when it is whole.
+
+        Args:
+            progress: called with the bytes of each part.
+        Returns:
+            The archive's bytes.
+        Raises:
+            OSError: the file cannot be written.
+        """
+        path, size = Path(file), 0
+        part = path.with_name(f"{path.name}.part")
+        params = {"vectors": "true"} if with_vectors else None
+        try:
+            with (
+                self._reached(),
+                self._http.stream(
+                    "GET", f"{self._path(name)}/export", params=params, timeout=_LONG_S
+                ) as response,
+            ):
+                if not response.is_success:
+                    response.read()
+                    raise self._refusal(response)
+                with part.open("wb") as out:
+                    for piece in response.iter_bytes():
+                        out.write(piece)
+                        size += len(piece)
+                        progress(len(piece))
+            if not zipfile.is_zipfile(part):
+                raise ClientError(
+                    f"{self.url} broke off while it sent the archive; look at its log, try again"
+                )
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+        return size
+
+    def import_dataset(
+        self,
+        file: str | Path,
+        *,
+        name: str | None = None,
+        progress: Callable[[int], None] = lambda size: None,
+    ) -> Json:
+        """Send an archive; its dataset appears when all of it is there.
+
+        Returns:
+            The dataset; `imported` says how many documents answer and how many are `queued`.
+        Raises:
+            OSError: the file cannot be read.
+        """
+        path = Path(file)
+
+        def pieces() -> Iterator[bytes]:
+            with path.open("rb") as opened:
+                while piece := opened.read(2**20):
+                    progress(len(piece))
+                    yield piece
+
+        return self._json(
+            "POST",
+            "/v1/datasets/import",
+            params={"name": name} if name is not None else None,
+            content=pieces(),
+            headers={
+                "Content-Type": "application/zip",
+                "Content-Length": str(path.stat().st_size),
+            },
+            timeout=_LONG_S,
+        )
+
+    def unfinished(self, dataset: str) -> int:
+        """How many documents of a dataset wait or are in work."""
+        path = f"{self._path(dataset)}/documents"
+        return sum(
+            int(self._json("GET", path, params={"status": status, "limit": 1})["total"])
+            for status in ("queuing", "indexing")
+        )
+
     # -- documents
 
     def documents(self, dataset: str, keyword: str = "") -> list[Json]:
@@ -358,7 +447,7 @@ class Client:
             "POST",
             "/v1/doctor",
             params={name: "true" for name, on in asked.items() if on} or None,
-            timeout=_DOCTOR_TIMEOUT_S,
+            timeout=_LONG_S,
         )
 
     # -- how it is done
@@ -401,8 +490,17 @@ class Client:
         return body
 
     def _send(self, method: str, path: str, **request: Any) -> httpx.Response:
-        try:
+        with self._reached():
             response = self._http.request(method, path, **request)
+        if response.is_success:
+            return response
+        raise self._refusal(response)
+
+    @contextmanager
+    def _reached(self) -> Iterator[None]:
+        """Raises: Unreachable: no server, or none that answers in time."""
+        try:
+            yield
         except httpx.TimeoutException as exc:
             raise Unreachable(
                 f"{self.url} did not answer in time; look at the server's log, and try again"
@@ -412,9 +510,6 @@ class Client:
             raise Unreachable(
                 f"cannot reach {self.url}: {reason}; is `kb serve` running there?"
             ) from exc
-        if response.is_success:
-            return response
-        raise self._refusal(response)
 
     def _refusal(self, response: httpx.Response) -> ClientError:
         try:

@@ -6,12 +6,14 @@ KBError                         every public error: `code`, `message`, `status`
 ├── NotFound            404
 ├── InvalidParam        400     a value that cannot be used; the message names it and the remedy
 │   ├── BadRequest      400     the body is not JSON
+│   ├── InvalidArchive  400     no archive of a dataset, of another version, cut off or damaged
 │   ├── NoFileUploaded, TooManyFiles, FilenameMissing, InvalidMetadata
 │   └── DocumentIndexing, ProviderNotInitialized
 ├── Conflict            409
 │   └── DatasetNameDuplicate
 ├── FileTooLarge        413
 ├── BodyTooLarge        413     a JSON body beyond the limit
+├── ArchiveTooLarge     413     an archive, or what it unpacks to, beyond the limit
 ├── UnsupportedFileType 415
 ├── Unprocessable       422     the body of POST/PATCH /datasets does not validate
 ├── ArchivedDocument    403
@@ -86,6 +88,12 @@ class BadRequest(InvalidParam):
     code = "bad_request"
 
 
+class InvalidArchive(InvalidParam):
+    """The file is no archive of a dataset that can be taken in."""
+
+    code = "invalid_archive"
+
+
 class NoFileUploaded(InvalidParam):
     """The multipart body has no part named `file`."""
 
@@ -144,6 +152,12 @@ class BodyTooLarge(KBError):
     """The JSON body is larger than the limit."""
 
     status, code = 413, "request_entity_too_large"
+
+
+class ArchiveTooLarge(KBError):
+    """The archive, or what it unpacks to, is larger than the limit."""
+
+    status, code = 413, "archive_too_large"
 
 
 class UnsupportedFileType(KBError):

@@ -139,10 +139,14 @@ def postpone_job(
 def release_jobs(sessions: Sessions) -> None:
     """Free every job; only for a process that alone owns the database.
 
+    Imports that the last process did not finish are removed at once: nobody is at them.
     One that was in work at several crashes may be their cause: it waits, so that the process gets
     to do other things before the job is tried again.
     """
     with transaction(sessions) as session:
+        session.execute(
+            update(Job).where(Job.kind == JobKind.ABANDON_IMPORT).values(not_before=now())
+        )
         for job in session.scalars(select(Job).where(Job.lease_owner.is_not(None))):
             job.lease_owner = job.lease_expires_at = None
             if job.attempts > _CRASHES:

@@ -10,12 +10,13 @@ from typing import Any
 
 from sqlalchemy import func, select, update
 
+from kb.datasets import delete_dataset
 from kb.db import exclusive, reading, transaction
 from kb.ingestion.embedding_cache import embed_cached
 from kb.ingestion.points import Embed, indexed_leaves, restore, unknown_ids
 from kb.jobs import ComeAgain, claim_job, enqueue, finish_job, postpone_job, retry_wait_s
 from kb.metrics import JOBS
-from kb.models import ChildChunk, Dataset, Job, JobKind, Segment
+from kb.models import IMPORTS_ID, ChildChunk, Dataset, Job, JobKind, Segment
 from kb.ports import Space
 from kb.resources import Resources, space_of
 from kb.webhooks import deliver
@@ -177,6 +178,24 @@ def _delete_blobs(resources: Resources, payload: dict[str, Any]) -> None:
         resources.blobs.delete(key)
 
 
+def abandon_import(resources: Resources, payload: dict[str, Any]) -> None:
+    """Remove what an import left that ended before its dataset was shown."""
+    with transaction(resources.sessions) as session:
+        dataset = session.get(Dataset, uuid.UUID(payload["dataset_id"]))
+        if dataset is not None and dataset.workspace_id == IMPORTS_ID:
+            delete_dataset(session, dataset)
+        if payload["keys"]:
+            enqueue(session, JobKind.DELETE_BLOBS, keys=payload["keys"])
+        if payload["space"] is not None:  # its last points may be without a row
+            enqueue(
+                session,
+                JobKind.DELETE_DATASET,
+                space=payload["space"],
+                dim=payload["dim"],
+                dataset_id=payload["dataset_id"],
+            )
+
+
 def _rebuild(resources: Resources, payload: dict[str, Any]) -> None:
     rebuild_dataset(resources, uuid.UUID(payload["dataset_id"]))
 
@@ -189,4 +208,5 @@ _DO = {
     JobKind.CHECK_DRIFT: _check_drift,
     JobKind.REBUILD_DATASET: _rebuild,
     JobKind.DELIVER_WEBHOOK: deliver,
+    JobKind.ABANDON_IMPORT: abandon_import,
 }

@@ -81,6 +81,7 @@ class JobKind(StrEnum):
     CHECK_DRIFT = "check_drift"
     REBUILD_DATASET = "rebuild_dataset"
     DELIVER_WEBHOOK = "deliver_webhook"
+    ABANDON_IMPORT = "abandon_import"
 
 
 class WebhookEvent(StrEnum):
@@ -134,6 +135,10 @@ class Workspace(Base):
     id: Mapped[Id]
     name: Mapped[Name]
     created_at: Mapped[CreatedAt]
+
+
+IMPORTS_ID = uuid.UUID("00000000-0000-4000-8000-000000000001")
+"""The workspace of datasets that are being imported; no key opens it."""
 
 
 class Member(Base):

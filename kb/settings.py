@@ -339,6 +339,14 @@ class Limits(BaseModel):
     """Rows on one page of a listing."""
     chunk_chars: int = Field(default=4000, ge=50)
     """Upper bound of `max_tokens` in a process rule."""
+    archive_bytes: int = Field(default=20_000_000_000, gt=0)
+    """Of an archive that is imported; so much room is needed in the data directory meanwhile."""
+    archive_unpacked_bytes: int = Field(default=100_000_000_000, gt=0)
+    """Of all files of an archive together, when they are unpacked."""
+    archive_part_bytes: int = Field(default=256_000_000, gt=0)
+    """Of one file of an archive that is no source; two are held in memory at a time."""
+    archive_files: int = Field(default=1_000_000, gt=0)
+    """In an archive."""
     min_free_bytes: int = Field(default=256_000_000, ge=0)
     """Writes stop when the data directory's disk has less free than this."""
     min_free_share: float = Field(default=0.0, ge=0, lt=1)

@@ -20,7 +20,17 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.routing import Match, Route
 
-from kb.api import datasets, documents, metrics, retrieval, segments, status, system, webhooks
+from kb.api import (
+    archives,
+    datasets,
+    documents,
+    metrics,
+    retrieval,
+    segments,
+    status,
+    system,
+    webhooks,
+)
 from kb.api.manual import write_manual
 from kb.api.observed import Observed
 from kb.errors import KBError, Unavailable
@@ -33,6 +43,7 @@ from pipelines.errors import TransientError
 log = logging.getLogger("kb.api")
 
 ROUTERS = (
+    archives.router,
     datasets.router,
     documents.router,
     segments.router,

@@ -94,7 +94,7 @@ async def _read_json(request: Request, max_bytes: int) -> Any:
         f"the body is larger than the limit of {max_bytes:,} bytes; send less, or raise "
         "KB_LIMITS__BODY_BYTES"
     )
-    parts = [part async for part in _stream(request, max_bytes, too_large)]
+    parts = [part async for part in stream_body(request, max_bytes, too_large)]
     raw = b"".join(parts)
     if not raw.strip():
         return None
@@ -105,7 +105,7 @@ async def _read_json(request: Request, max_bytes: int) -> Any:
     return await run_in_threadpool(parse_json, raw, "the body", BadRequest)
 
 
-async def _stream(
+async def stream_body(
     request: Request, max_bytes: int, too_large: KBError
 ) -> AsyncGenerator[bytes, None]:
     """The body as it arrives; raises `too_large` as soon as it is known to be."""
@@ -257,7 +257,7 @@ async def multipart(
         f"the upload is larger than the limit of {max_bytes:,} bytes per file; split the file, or "
         "raise KB_LIMITS__FILE_BYTES"
     )
-    stream = _stream(request, max_bytes + _AROUND_THE_FILE, too_large)
+    stream = stream_body(request, max_bytes + _AROUND_THE_FILE, too_large)
     try:
         form = await MultiPartParser(request.headers, stream).parse()
     except MultiPartException as exc:

@@ -64,6 +64,12 @@ QUERIES: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
     },
     ("get", "/v1/webhooks/{webhook_id}/deliveries"): _PAGE
     | {"status": ("string", "pending, delivered or failed")},
+    ("get", f"{_DATASET}/export"): {
+        "vectors": ("boolean", "with the vectors, so that the importer needs no model"),
+    },
+    ("post", "/v1/datasets/import"): {
+        "name": ("string", "of the dataset; the archive's own when left out"),
+    },
 }
 """Query parameters by method and path: name -> (type, meaning)."""
 

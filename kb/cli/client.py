@@ -152,20 +152,28 @@ def _in_process(target: Target, create: bool, working: bool) -> Iterator[Client]
 
 
 def _transport(app: ASGIApp, portal: BlockingPortal) -> httpx.BaseTransport:
-    """Answers requests with an application that runs on the portal's event loop."""
+    """Answers requests with an application that runs on the portal's event loop.
+
+    Bodies pass through in both directions, some parts at a time.
+    """
     import httpx2 as httpx
 
-    inner = httpx.ASGITransport(app, raise_app_exceptions=False)
+    from kb.cli.in_process import Exchange
 
     class InProcess(httpx.BaseTransport):
         def handle_request(self, request: httpx.Request) -> httpx.Response:
-            return portal.call(self._answer, request)
+            exchange = Exchange(app, portal, request)
+            return httpx.Response(exchange.status, headers=exchange.headers, stream=_Body(exchange))
 
-        async def _answer(self, request: httpx.Request) -> httpx.Response:
-            answer = await inner.handle_async_request(request)
-            return httpx.Response(
-                answer.status_code, headers=answer.headers, content=await answer.aread()
-            )
+    class _Body(httpx.SyncByteStream):
+        def __init__(self, exchange: Exchange) -> None:
+            self._exchange = exchange
+
+        def __iter__(self) -> Iterator[bytes]:
+            return self._exchange.parts()
+
+        def close(self) -> None:
+            self._exchange.close()
 
     return InProcess()
 

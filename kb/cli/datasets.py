@@ -1,12 +1,20 @@
-"""`kb datasets`: list, create, delete."""
+"""`kb datasets`: list, create, delete, export, import."""
 
 from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from kb.cli.client import connect
-from kb.cli.options import Target, examples, json_option, target_options
+from kb.cli.options import CliError, Target, examples, json_option, target_options
 from kb.cli.output import count, moment, print_json, print_table
+
+if TYPE_CHECKING:
+    from kb.client import Client
 
 TECHNIQUES = ("high_quality", "economy")
 
@@ -16,11 +24,13 @@ TECHNIQUES = ("high_quality", "economy")
         "kb datasets list",
         "kb datasets create handbook",
         "kb datasets delete handbook --yes",
+        "kb datasets export handbook -o handbook.kb.zip --with-vectors",
+        "kb datasets import handbook.kb.zip --name handbook-copy",
     )
 )
 @target_options()
 def datasets() -> None:
-    """List, create and delete datasets."""
+    """List, create, delete and move datasets."""
 
 
 @datasets.command("list", epilog=examples("kb datasets list", "kb datasets list --json"))
@@ -93,3 +103,75 @@ def delete(target: Target, name: str, yes: bool) -> None:
             )
         client.delete_dataset(found["id"])
     click.echo(f"deleted dataset {found['name']!r}")
+
+
+@datasets.command(
+    epilog=examples(
+        "kb datasets export handbook -o handbook.kb.zip",
+        "kb datasets export handbook -o handbook.kb.zip --with-vectors",
+    )
+)
+@click.argument("name")
+@click.option(
+    "--output",
+    "-o",
+    required=True,
+    metavar="FILE",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="The archive to write.",
+)
+@click.option("--with-vectors", is_flag=True, help="So that the import needs no embedding model.")
+@target_options()
+@click.pass_obj
+def export(target: Target, name: str, output: Path, with_vectors: bool) -> None:
+    """Write the dataset NAME (or id) to an archive: files, chunks, edits, settings."""
+    with connect(target) as client:
+        found = client.dataset(name)
+        try:
+            size = client.export_dataset(found["id"], output, with_vectors=with_vectors)
+        except OSError as exc:
+            raise CliError(f"{output}: {exc.strerror or exc}") from exc
+    click.echo(f"exported dataset {found['name']!r} to {output} ({size:,} bytes)")
+
+
+@datasets.command(
+    "import",
+    epilog=examples(
+        "kb datasets import handbook.kb.zip",
+        "kb datasets import handbook.kb.zip --name handbook-copy",
+    ),
+)
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--name", metavar="NEW", help="Of the dataset.  [default: as in the archive]")
+@click.option(
+    "--wait/--no-wait", default=True, help="Wait until all documents answer.  [default: wait]"
+)
+@target_options()
+@click.pass_obj
+def import_(target: Target, file: Path, name: str | None, wait: bool) -> None:
+    """Take in the archive FILE as a dataset; it appears when all of it is there."""
+    with connect(target, create=True) as client:
+        try:
+            made = client.import_dataset(file, name=name)
+        except OSError as exc:
+            raise CliError(f"{file}: {exc.strerror or exc}") from exc
+        done = made["imported"]
+        click.echo(
+            f"imported dataset {made['name']!r} ({made['id']}): "
+            f"{count(done['documents'], 'document')}, {count(done['segments'], 'segment')}"
+        )
+        if done["queued"]:
+            click.echo(f"{count(done['queued'], 'document')} to index", err=True)
+            if wait:
+                _wait_for(client, made["id"], done["queued"])
+
+
+def _wait_for(client: Client, dataset: str, queued: int) -> None:
+    """Show how many are left until none is."""
+    with click.progressbar(length=queued, label="indexing", file=sys.stderr) as bar:
+        shown = 0
+        while left := client.unfinished(dataset):
+            bar.update(max(0, queued - left - shown))
+            shown = max(shown, queued - left)
+            time.sleep(0.5)
+        bar.update(queued - shown)

@@ -39,11 +39,12 @@ def due_work(session: Session) -> Due:
     """What the outbox holds at this moment."""
     jobs = session.execute(select(Job.kind, Job.payload)).all()
     of_kind = {kind: [row[1] for row in jobs if row[0] is kind] for kind in JobKind}
-    weighing = of_kind[JobKind.CHECK_DRIFT] + of_kind[JobKind.REBUILD_DATASET]
+    imports = of_kind[JobKind.ABANDON_IMPORT]
+    weighing = of_kind[JobKind.CHECK_DRIFT] + of_kind[JobKind.REBUILD_DATASET] + imports
     return Due(
         points=frozenset(i for p in of_kind[JobKind.DELETE_POINTS] for i in p["ids"]),
         documents=frozenset(p["document_id"] for p in of_kind[JobKind.DELETE_DOCUMENT]),
-        datasets=frozenset(p["dataset_id"] for p in of_kind[JobKind.DELETE_DATASET]),
-        keys=frozenset(key for p in of_kind[JobKind.DELETE_BLOBS] for key in p["keys"]),
+        datasets=frozenset(p["dataset_id"] for p in of_kind[JobKind.DELETE_DATASET] + imports),
+        keys=frozenset(key for p in of_kind[JobKind.DELETE_BLOBS] + imports for key in p["keys"]),
         weights=frozenset(p["dataset_id"] for p in weighing),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from hashlib import sha256
 
 import numpy as np
@@ -69,16 +69,17 @@ def _embed(embedder: Embedder, texts: dict[str, str], sessions: Sessions) -> dic
             vectors = embedder.embed_documents(list(texts.values()))
     except TransientError as exc:
         if exc.done:
-            _remember(sessions, embedder.id, {hashes[i]: row for i, row in exc.done.items()})
+            remember_vectors(sessions, embedder.id, {hashes[i]: row for i, row in exc.done.items()})
         raise
     EMBEDDED_TEXTS.labels("model").inc(len(texts))
     log.debug("embedded %s", " ".join(h[:16] for h in hashes))
     fresh = dict(zip(hashes, vectors, strict=True))
-    _remember(sessions, embedder.id, fresh)
+    remember_vectors(sessions, embedder.id, fresh)
     return fresh
 
 
-def _remember(sessions: Sessions, model: str, vectors: dict[str, Vector]) -> None:
+def remember_vectors(sessions: Sessions, model: str, vectors: Mapping[str, Vector]) -> None:
+    """Keep vectors by the hash of their text; one that is known already stays as it is."""
     rows = [
         {
             "model": model,
