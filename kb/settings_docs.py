@@ -40,7 +40,7 @@ stop the process with a message that names the variable. `.env.example` holds al
 defaults. Made from `kb/settings.py` by `make docs`.
 """
 COMPOSE = {
-    "COMPOSE_PROFILES": ("", "`cluster`, `minio`, or both with a comma."),
+    "COMPOSE_PROFILES": ("", "`cluster`, `minio`, `monitoring`, or several with commas."),
     "TORCH_INDEX_URL": ("", "Where a build finds torch without CUDA."),
     "KB_IMAGE": ("kb-engine:0.1.0", "The image that is built, or pulled instead of building."),
     "KB_PUBLISH": ("127.0.0.1:8000", "Where this machine listens for the API."),
@@ -49,6 +49,8 @@ COMPOSE = {
     "POSTGRES_PASSWORD": ("", "Required. Letters and digits only: it becomes part of a URL."),
     "REDIS_PASSWORD": ("", "Required. Letters and digits only: it becomes part of a URL."),
     "QDRANT_API_KEY": ("", "Required."),
+    "KB_GRAFANA_PUBLISH": ("127.0.0.1:3000", "The same for Grafana, with `monitoring`."),
+    "GRAFANA_PASSWORD": ("", "Required with the profile `monitoring`, as is KB_METRICS__TOKEN."),
     "MINIO_ROOT_PASSWORD": ("", "Required with the profile `minio`; at least 8 characters."),
 }
 """What only docker-compose.yaml reads: default and meaning. Empty: there is no default."""

@@ -15,7 +15,9 @@ import pytest
 import yaml
 
 from kb import settings_docs
+from kb.api.metrics import _PROCESS, _OfDatabase
 from kb.cli.main import kb
+from kb.metrics import REGISTRY
 
 ROOT = Path(__file__).parents[1]
 COMPOSE = ROOT / "docker-compose.yaml"
@@ -102,6 +104,8 @@ def test_the_services_that_were_promised_are_there(services: dict[str, dict[str,
         "minio",
         "minio-bucket",
     }
+    monitoring = {name for name, asked in profiles.items() if asked == ("monitoring",)}
+    assert monitoring == {"prometheus", "grafana"}
 
 
 def test_every_image_is_pinned(services: dict[str, dict[str, Any]]) -> None:
@@ -175,7 +179,7 @@ def test_networks_and_volumes_are_declared_and_used(compose: dict[str, Any]) -> 
 
 def test_only_the_api_is_reachable_from_outside(services: dict[str, dict[str, Any]]) -> None:
     published = {name: service["ports"] for name, service in services.items() if "ports" in service}
-    assert published.keys() == {"api", "balancer"}
+    assert published.keys() == {"api", "balancer", "grafana"}
     for ports in published.values():
         assert [with_defaults(port).startswith("127.0.0.1:") for port in ports] == [True]
     assert yaml.safe_load(COMPOSE.read_text())["networks"]["back"] == {"internal": True}
@@ -275,6 +279,96 @@ def test_the_qdrant_image_has_what_the_adapter_needs(services: dict[str, dict[st
     match = re.search(r":v(\d+)\.(\d+)\.", services["qdrant"]["image"])
     assert match is not None
     assert (int(match[1]), int(match[2])) >= MINIMUM_VERSION
+
+
+# --- monitoring ----------------------------------------------------------------------------------
+
+
+def known_metrics() -> dict[str, set[str]]:
+    """Every series that kb shows -> its labels."""
+    known: dict[str, set[str]] = {}
+    families = [*REGISTRY.collect(), *_PROCESS.collect(), *_OfDatabase._families(None)]  # type: ignore[arg-type]
+    labels = {
+        metric._name: set(metric._labelnames)
+        for metric in set(REGISTRY._collector_to_names)  # type: ignore[attr-defined]
+    }
+    for family in families:
+        own = labels.get(family.name, set(getattr(family, "_labelnames", ()))) | {"instance"}
+        endings = {
+            "counter": ["_total"],
+            "histogram": ["_bucket", "_sum", "_count"],
+        }.get(family.type, [""])
+        for ending in endings:
+            known[family.name + ending] = own | ({"le"} if ending == "_bucket" else set())
+    return known
+
+
+def queries() -> list[tuple[str, str, str]]:
+    """Panel, expression and legend of every query of the dashboard."""
+    dashboard = json.loads((ROOT / "deploy/grafana/kb.json").read_text())
+    return [
+        (panel["title"], target["expr"], target["legendFormat"])
+        for panel in dashboard["panels"]
+        for target in panel.get("targets", ())
+    ]
+
+
+@pytest.mark.parametrize(("panel", "expression", "legend"), queries())
+def test_every_metric_and_label_of_a_panel_exists(panel: str, expression: str, legend: str) -> None:
+    known = known_metrics()
+    names = set(re.findall(r"\b((?:kb|process)_[a-z_]+)", expression))
+    assert names, panel
+    assert names <= known.keys(), f"{panel}: {sorted(names - known.keys())}"
+    listed = re.findall(r"by \(([^)]*)\)", expression)
+    grouped = {label for by in listed for label in by.split(", ")}
+    shown = set(re.findall(r"{{(\w+)}}", legend))
+    labels = set.intersection(*(known[name] for name in names))
+    assert grouped | shown <= labels, f"{panel}: no label {sorted((grouped | shown) - labels)}"
+    assert expression.count("(") == expression.count(")"), panel
+
+
+def test_every_metric_is_on_the_dashboard() -> None:
+    text = " ".join(expression for _, expression, _ in queries())
+    families = {re.sub("_(total|bucket|sum|count)$", "", name) for name in known_metrics()}
+    missing = {f for f in families if f.startswith("kb_") and f not in text}
+    assert missing == set()
+
+
+def test_every_metric_is_in_the_manual() -> None:
+    manual = (ROOT / "docs/operations.md").read_text()
+    told = set(re.findall(r"^\| `(kb_\w+)`", manual, re.MULTILINE))
+    known = {re.sub("_(bucket|sum|count)$", "", name) for name in known_metrics()}
+    assert told == {name for name in known if name.startswith("kb_")}
+
+
+def test_prometheus_reads_every_process_that_shows_metrics(
+    services: dict[str, dict[str, Any]],
+) -> None:
+    config = yaml.safe_load((ROOT / "deploy/prometheus.yml").read_text())
+    found = {
+        (name, places["port"])
+        for job in config["scrape_configs"]
+        for places in job["dns_sd_configs"]
+        for name in places["names"]
+    }
+    port = int(services["worker"]["environment"]["KB_METRICS__WORKER_PORT"])
+    assert found == {("api", 8000), ("api-2", 8000), ("worker", port)}
+    (script,) = [word for word in services["prometheus"]["entrypoint"] if "exec" in word]
+    for job in config["scrape_configs"]:
+        assert f"> {job['authorization']['credentials_file']}" in script
+        assert set(services["prometheus"]["networks"]) <= set(services["worker"]["networks"])
+
+
+def test_grafana_finds_its_source_and_its_dashboard(services: dict[str, dict[str, Any]]) -> None:
+    (source,) = yaml.safe_load((ROOT / "deploy/grafana/datasource.yaml").read_text())["datasources"]
+    assert source["url"] == "http://prometheus:9090"
+    dashboard = json.loads((ROOT / "deploy/grafana/kb.json").read_text())
+    used = {p["datasource"]["uid"] for p in dashboard["panels"] if "datasource" in p}
+    assert used == {source["uid"]}
+    assert len({p["id"] for p in dashboard["panels"]}) == len(dashboard["panels"])
+    (folder,) = yaml.safe_load((ROOT / "deploy/grafana/dashboards.yaml").read_text())["providers"]
+    mounted = [m.split(":")[1] for m in services["grafana"]["volumes"]]
+    assert f"{folder['options']['path']}/kb.json" in mounted
 
 
 # --- the image --------------------------------------------------------------------------------
