@@ -1,4 +1,4 @@
-"""Base, engines, transaction(), reading(), after_commit(), exclusive(), retried()."""
+"""Base, engines, moment(), transaction(), reading(), after_commit(), exclusive(), retried()."""
 
 from __future__ import annotations
 
@@ -9,15 +9,28 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from hashlib import sha256
 from typing import Any, ClassVar, TypeVar
 
-from sqlalchemy import DateTime, Engine, MetaData, create_engine, event, make_url, text
+from sqlalchemy import (
+    DateTime,
+    Engine,
+    Float,
+    MetaData,
+    bindparam,
+    create_engine,
+    event,
+    make_url,
+    text,
+)
 from sqlalchemy.engine import URL, Connection, Dialect
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import DeclarativeBase, Session, sessionmaker
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import JSON, TypeDecorator
 
 Result = TypeVar("Result")
@@ -65,8 +78,43 @@ class Base(DeclarativeBase):
 
 
 def now() -> datetime:
-    """The present moment, with time zone."""
+    """The present moment on this machine's clock, with time zone; for people to read.
+
+    What processes agree upon (leases, waits, turns) is told by `moment`.
+    """
     return datetime.now(UTC)
+
+
+class moment(FunctionElement[datetime]):
+    """The moment of the statement on the database's clock, and so many seconds later.
+
+    All machines share that clock, so one whose own clock is wrong neither takes another's lease
+    nor loses its own. SQLite has the clock of its only process.
+    """
+
+    type = UtcDateTime()
+    inherit_cache = True
+    name = "moment"
+
+    def __init__(self, plus_s: float = 0.0) -> None:
+        plus = timedelta(seconds=plus_s)
+        super().__init__(
+            bindparam(None, plus_s, Float, unique=True),
+            bindparam(None, callable_=lambda: now() + plus, type_=UtcDateTime(), unique=True),
+        )
+
+
+@compiles(moment, "postgresql")
+def _moment_of_postgresql(element: moment, compiler: SQLCompiler, **given: Any) -> str:
+    plus_s, _ = element.clauses
+    # Not now(): that is when the transaction began, which may have waited for a lock since.
+    return f"(statement_timestamp() + make_interval(secs => {compiler.process(plus_s, **given)}))"
+
+
+@compiles(moment, "sqlite")
+def _moment_of_sqlite(element: moment, compiler: SQLCompiler, **given: Any) -> str:
+    _, here = element.clauses
+    return compiler.process(here, **given)
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,11 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from sqlalchemy import ColumnElement, Select, and_, exists, func, select
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from kb.datasets import latest_rule, set_retrieval_model, set_technique
-from kb.db import now
+from kb.db import moment, now, reading
 from kb.errors import (
     ArchivedDocument,
     DocumentIndexing,
@@ -139,6 +140,22 @@ def store_upload(upload: Upload, *, blobs: BlobStore, resources: Resources) -> U
         blob_key=key,
         created_by=resources.owner_id,
     )
+
+
+def discard_upload(
+    file_id: uuid.UUID, key: str, error: BaseException, resources: Resources
+) -> None:
+    """Remove the bytes of an upload that failed, unless a row speaks of them.
+
+    When the connection was lost, the commit may have happened, or happen yet: then they stay, and
+    the doctor removes what nothing stands for.
+    """
+    if isinstance(error, DBAPIError) and error.connection_invalidated:
+        return
+    with reading(resources.sessions) as session:
+        known = session.scalar(select(UploadFile.id).where(UploadFile.id == file_id))
+    if known is None:
+        resources.blobs.delete(key)
 
 
 def add_document(
@@ -314,9 +331,9 @@ def _drop_overtaken_text(session: Session, document: Document) -> None:
 
 
 def _to_queue(document: Document) -> None:
-    at = now()
+    queued_at: Any = moment()
     document.indexing_status = IndexingStatus.WAITING
-    document.queued_at = document.updated_at = at
+    document.queued_at, document.updated_at = queued_at, now()
     document.attempts = 0
     # Whoever works on an older version loses the document with its next write.
     document.lease_owner = document.lease_expires_at = document.next_attempt_at = None

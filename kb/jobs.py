@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Collection
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import ColumnElement, Select, and_, delete, exists, func, or_, select, update
 from sqlalchemy.orm import Session
 
-from kb.db import Sessions, now, reading, transaction
+from kb.db import Sessions, moment, reading, transaction
 from kb.models import Job, JobKind, PipelineRun
 
 _RETRY_S = 5.0
@@ -28,7 +28,7 @@ def enqueue(session: Session, kind: JobKind, *, wait_s: float = 0.0, **payload: 
         wait_s: it is not done before so many seconds have passed, >= 0.
         payload: JSON values.
     """
-    session.add(Job(kind=kind, payload=payload, not_before=now() + timedelta(seconds=wait_s)))
+    session.add(Job(kind=kind, payload=payload, not_before=moment(wait_s)))
 
 
 def enqueue_delete(session: Session, kind: JobKind, *, again: bool, **payload: Any) -> None:
@@ -71,8 +71,7 @@ def claim_job(
     kinds: Collection[JobKind] = tuple(JobKind),
 ) -> Job | None:
     """Take the oldest job of these kinds that is due and free, or None."""
-    at = now()
-    due = select(Job.id).where(_free(at)).order_by(Job.not_before, Job.created_at).limit(1)
+    due = select(Job.id).where(_free()).order_by(Job.not_before, Job.created_at).limit(1)
     if len(kinds) < len(JobKind):
         due = due.where(Job.kind.in_(kinds))
     with reading(sessions) as session:  # mostly there is none; then nobody's writing is held up
@@ -85,7 +84,7 @@ def claim_job(
             .where(Job.id == job_id)
             .values(
                 lease_owner=owner,
-                lease_expires_at=at + timedelta(seconds=lease_s),
+                lease_expires_at=moment(lease_s),
                 attempts=Job.attempts + 1,
             )
             .returning(Job)
@@ -94,12 +93,13 @@ def claim_job(
 
 def due_jobs(session: Session) -> int:
     """How many jobs wait to be done now by anybody."""
-    return session.scalar(select(func.count()).select_from(Job).where(_free(now()))) or 0
+    return session.scalar(select(func.count()).select_from(Job).where(_free())) or 0
 
 
-def _free(at: datetime) -> ColumnElement[bool]:
+def _free() -> ColumnElement[bool]:
     return and_(
-        Job.not_before <= at, or_(Job.lease_expires_at.is_(None), Job.lease_expires_at < at)
+        Job.not_before <= moment(),
+        or_(Job.lease_expires_at.is_(None), Job.lease_expires_at < moment()),
     )
 
 
@@ -107,9 +107,7 @@ def renew_jobs(sessions: Sessions, owners: Collection[str], *, lease_s: float) -
     """Extend the leases of these owners' jobs; a rebuild may take longer than one lease."""
     with transaction(sessions) as session:
         session.execute(
-            update(Job)
-            .where(Job.lease_owner.in_(owners))
-            .values(lease_expires_at=now() + timedelta(seconds=lease_s))
+            update(Job).where(Job.lease_owner.in_(owners)).values(lease_expires_at=moment(lease_s))
         )
 
 
@@ -131,7 +129,7 @@ def postpone_job(
                 lease_owner=None,
                 lease_expires_at=None,
                 error=error,
-                not_before=until or now() + timedelta(seconds=retry_wait_s(job.attempts)),
+                not_before=until or moment(retry_wait_s(job.attempts)),
             )
         )
 
@@ -151,4 +149,5 @@ def release_jobs(sessions: Sessions) -> None:
             job.lease_owner = job.lease_expires_at = None
             if job.attempts > _CRASHES:
                 job.error = f"the process ended {job.attempts} times while it did this"
-                job.not_before = now() + timedelta(seconds=retry_wait_s(job.attempts - _CRASHES))
+                wait: Any = moment(retry_wait_s(job.attempts - _CRASHES))
+                job.not_before = wait

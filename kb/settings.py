@@ -226,9 +226,11 @@ class Ingestion(BaseModel):
     poll_s: float = Field(default=1.0, gt=0)
     """How often an idle worker looks for work that nobody announced."""
     max_attempts: int = Field(default=3, gt=0)
-    """Tries at a document that fails for a transient reason; being told to come later is none."""
+    """Tries at a document that fails for a transient reason; being told to come later is none, nor
+    is a store that is away."""
     max_postponed_s: float = Field(default=86_400.0, gt=0, le=31_536_000)
-    """A document that was told to come later (rate limits) waits so long for progress at most."""
+    """A document that was told to come later (rate limits), or whose index, files or database are
+    away, waits so long for progress at most."""
     max_crashes: int = Field(default=5, gt=0)
     """Times that the process may die while it reads a document before the document is given up."""
     retry_base_s: float = Field(default=5.0, ge=0)

@@ -14,7 +14,7 @@ from typing import Any
 from sqlalchemy import Select, and_, bindparam, case, func, select, text
 from sqlalchemy.orm import Session
 
-from kb.db import now
+from kb.db import moment
 from kb.models import (
     UNFINISHED_SQL,
     Dataset,
@@ -163,7 +163,7 @@ def read_status(session: Session) -> Status:
     The time this takes grows with the documents that wait and the runs of the last minutes, not
     with those that are completed.
     """
-    at = now()
+    at = session.execute(select(moment())).scalar_one()
     since = at - timedelta(seconds=WINDOW_S)
     jobs, oldest_job = read_jobs(session, at)
     return Status(

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
-from datetime import timedelta
 from typing import Any
 
 from sqlalchemy import CursorResult, delete, select
 
-from kb.db import now, reading, transaction
+from kb.db import moment, reading, transaction
 from kb.ingestion.claims import waiting_documents
 from kb.jobs import due_jobs
 from kb.models import DatasetQuery, DeliveryStatus, PipelineRun, WebhookDelivery
@@ -19,6 +18,7 @@ log = logging.getLogger("kb.sweeper")
 
 _MESSAGES = 1000
 """Announcements per sweep and queue: enough for any number of workers until the next."""
+_DAY_S = 86_400.0
 _ROWS = 1000  # rows per DELETE, so that nobody waits long for a lock
 
 
@@ -50,9 +50,9 @@ def sweep(resources: Resources) -> int:
 def clean_up(resources: Resources) -> int:
     """Remove records that are older than they are kept; returns how many."""
     keep = resources.settings.ingestion
-    runs = now() - timedelta(days=keep.keep_runs_days)
-    queries = now() - timedelta(days=keep.keep_queries_days)
-    deliveries = now() - timedelta(days=resources.settings.webhooks.keep_deliveries_days)
+    runs = moment(-_DAY_S * keep.keep_runs_days)
+    queries = moment(-_DAY_S * keep.keep_queries_days)
+    deliveries = moment(-_DAY_S * resources.settings.webhooks.keep_deliveries_days)
     ended = (WebhookDelivery.created_at < deliveries) & (
         WebhookDelivery.status != DeliveryStatus.PENDING
     )

@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
+import time
+from datetime import UTC, datetime, timedelta
 from typing import Any
+
+from celery.schedules import schedule
 
 from kb.adapters.celery_queue import CLEAN_UP, MAINTENANCE, SWEEP
 from kb.settings import Ingestion
+
+_VOID_S = 86_400.0
+"""A message that no worker took for so long is void, so that they do not pile up for ever. A worker
+compares this with its own clock: one that is wrong by hours must not throw every message away."""
+
+_STARTED = datetime.now(UTC), time.monotonic()
+
+
+def steady_now() -> datetime:
+    """The time since this process started, on a clock that nobody sets."""
+    at, was = _STARTED
+    return at + timedelta(seconds=time.monotonic() - was)
 
 
 def beat_schedule(ingestion: Ingestion) -> dict[str, dict[str, Any]]:
@@ -20,9 +36,9 @@ def beat_schedule(ingestion: Ingestion) -> dict[str, dict[str, Any]]:
 
 
 def _every(seconds: float, task: str) -> dict[str, Any]:
-    # A message that nobody took until the next one is void: they must not pile up.
     return {
         "task": task,
-        "schedule": seconds,
-        "options": {"queue": MAINTENANCE, "expires": max(seconds, 1.0)},
+        # On the machine's clock, beat would fall silent for as long as that is set back.
+        "schedule": schedule(timedelta(seconds=seconds), nowfun=steady_now),
+        "options": {"queue": MAINTENANCE, "expires": _VOID_S},
     }

@@ -15,7 +15,7 @@ from kb.api.deps import Access, AccessDep, PageDep, query_text
 from kb.api.text import short
 from kb.datasets import latest_rule
 from kb.db import after_commit
-from kb.documents import Upload, check_upload, store_upload
+from kb.documents import Upload, check_upload, discard_upload, store_upload
 from kb.errors import (
     FilenameMissing,
     InvalidMetadata,
@@ -100,14 +100,15 @@ def _accept(
     # The bytes are kept before the transaction begins, so that no writer waits for a disk.
     blobs = access.resources.blobs
     stored = store_upload(upload, blobs=blobs, resources=access.resources)
+    file_id, key = stored.id, stored.blob_key
     try:
         with access.writing() as session:
             dataset = access.dataset(session, dataset_id, lock=True)
             row = documents.add_document(session, dataset, name, stored, asked, access.resources)
             _announce(session, row, access.resources.jobs)
             return _answer(session, row, stored)
-    except BaseException:
-        blobs.delete(stored.blob_key)
+    except BaseException as exc:
+        discard_upload(file_id, key, exc, access.resources)
         raise
 
 

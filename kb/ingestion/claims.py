@@ -5,7 +5,6 @@ from __future__ import annotations
 import uuid
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from functools import cache, partial
 from typing import Any
 
@@ -26,7 +25,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import Session, aliased
 
-from kb.db import Sessions, after_commit, now, reading, retried, transaction
+from kb.db import Sessions, after_commit, moment, reading, retried, transaction
 from kb.metrics import LEASES_EXPIRED
 from kb.models import (
     UNFINISHED,
@@ -159,7 +158,7 @@ def claim_next(
         queues: where to look; the first that has a document counts.
     """
     for queue in queues:
-        asked = {"queue": queue, "at": now(), "together": [owner, *colleagues]}
+        asked = {"queue": queue, "together": [owner, *colleagues]}
         with reading(sessions) as session:
             datasets = session.scalars(_turns(), asked).all()
         for dataset_id in datasets:
@@ -182,7 +181,7 @@ def claim_document(
         dataset_id = session.scalar(select(Document.dataset_id).where(Document.id == document_id))
     if dataset_id is None:
         return None
-    asked = {"document_id": document_id, "at": now(), "together": [owner, *colleagues]}
+    asked = {"document_id": document_id, "together": [owner, *colleagues]}
     return _take(sessions, _this_one(), asked, dataset_id, owner, lease_s)
 
 
@@ -224,12 +223,12 @@ def waiting_documents(session: Session, queue: Queue, limit: int) -> Sequence[uu
         select(Document.id)
         .where(Document.queue == queue, text(UNFINISHED_SQL), _claimable())
         .limit(limit),
-        {"at": now(), "together": []},
+        {"together": []},
     ).all()
 
 
 # The statements below are built once: building one takes longer than the database needs for it.
-# Their parameters are `queue`, `dataset_id` or `document_id`, `at` and `together` (owners).
+# Their parameters are `queue`, `dataset_id` or `document_id`, and `together` (owners).
 
 
 @cache
@@ -286,7 +285,7 @@ def _turns() -> Select[Any]:
     in_work = (
         select(Document.dataset_id, Dataset.workspace_id, func.count().label("documents"))
         .join(Dataset, Dataset.id == Document.dataset_id)
-        .where(Document.lease_owner.is_not(None), Document.lease_expires_at >= bindparam("at"))
+        .where(Document.lease_owner.is_not(None), Document.lease_expires_at >= moment())
         .group_by(Document.dataset_id, Dataset.workspace_id)
         .cte("in_work")
     )
@@ -332,17 +331,16 @@ def _queued_datasets() -> CTE:
 
 
 def _claimable() -> ColumnElement[bool]:
-    """Documents that may be worked on at the moment `at` by one of the owners `together`."""
-    at: Any = bindparam("at")
+    """Documents that may be worked on now by one of the owners `together`."""
     together: Any = bindparam("together", expanding=True)
     other = aliased(Document)
-    in_work = exists().where(other.lease_owner.in_(together), other.lease_expires_at >= at)
+    in_work = exists().where(other.lease_owner.in_(together), other.lease_expires_at >= moment())
     return and_(
         Document.pending_version.is_not(None),
         Document.indexing_status.in_(UNFINISHED),
         Document.is_paused.is_(False),
-        or_(Document.lease_expires_at.is_(None), Document.lease_expires_at < at),
-        or_(Document.next_attempt_at.is_(None), Document.next_attempt_at <= at),
+        or_(Document.lease_expires_at.is_(None), Document.lease_expires_at < moment()),
+        or_(Document.next_attempt_at.is_(None), Document.next_attempt_at <= moment()),
         or_(Document.attempts < SUSPECT, ~in_work),
         ~in_work.where(other.attempts > SUSPECT),
     )
@@ -363,16 +361,15 @@ def hold_dataset(session: Session, dataset_id: uuid.UUID, *, to_change: bool = F
 
 
 def _start(session: Session, claim: Claim, lease_s: float) -> None:
-    at = now()
     values: dict[str, Any] = {
         "lease_owner": claim.owner,
-        "lease_expires_at": at + timedelta(seconds=lease_s),
+        "lease_expires_at": moment(lease_s),
         "attempts": claim.attempt,
         "indexing_status": IndexingStatus.INDEXING if claim.staged else IndexingStatus.PARSING,
     }
     if not claim.staged:
         values |= {
-            "processing_started_at": at,
+            "processing_started_at": moment(),
             "parsing_completed_at": None,
             "cleaning_completed_at": None,
             "splitting_completed_at": None,
@@ -386,7 +383,7 @@ def _start(session: Session, claim: Claim, lease_s: float) -> None:
     lost = session.execute(
         update(PipelineRun)
         .where(PipelineRun.document_id == claim.document_id, PipelineRun.status == "running")
-        .values(status="lost", finished_at=at, error="its worker ended without an outcome")
+        .values(status="lost", finished_at=moment(), error="its worker ended without an outcome")
         .execution_options(synchronize_session=False)
     )
     assert isinstance(lost, CursorResult)
@@ -399,7 +396,7 @@ def _start(session: Session, claim: Claim, lease_s: float) -> None:
             version=claim.version,
             attempt=claim.attempt,
             resumed=claim.staged,
-            started_at=at,
+            started_at=moment(),
         )
     )
 
@@ -412,9 +409,7 @@ def renew(sessions: Sessions, claims: Collection[Claim], *, lease_s: float) -> N
     for claim in claims:  # one lock at a time
         with transaction(sessions) as session:
             session.execute(
-                update(Document)
-                .where(claim.holds())
-                .values(lease_expires_at=now() + timedelta(seconds=lease_s))
+                update(Document).where(claim.holds()).values(lease_expires_at=moment(lease_s))
             )
 
 

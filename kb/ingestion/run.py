@@ -9,16 +9,17 @@ import uuid
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from datetime import timedelta
 from functools import lru_cache, partial
 from typing import Any
 
 from sqlalchemy import func, select, update
+from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
 
 from kb import metrics
-from kb.db import now, reading, transaction
-from kb.errors import KBError, NotFound, Unavailable
+from kb.db import moment, now, reading, transaction
+from kb.errors import KBError, NotFound, StoreUnavailable, Unavailable
 from kb.ingestion.claims import Claim, LeaseLost, release
 from kb.ingestion.embedding_cache import embed_cached
 from kb.ingestion.sink import DocumentSink
@@ -62,6 +63,8 @@ _DONE_COLUMN = {
     "chunk": "splitting_completed_at",
 }
 CRASHED = "crashed_repeatedly"
+_COME_LATER = (RateLimited, StoreUnavailable)
+"""Not the document's doing: it waits until it may come, and no attempt is counted."""
 _SHOW_AFTER_S = 0.5
 """A stage shorter than this is not worth a commit of its own; its time is still recorded."""
 
@@ -134,7 +137,13 @@ def _ingest(claim: Claim, resources: Resources, stopped: Callable[[], bool]) -> 
 def _cause(exc: Exception) -> Exception:
     """The error itself when a node only passed on what a store or library raised."""
     wrapped = isinstance(exc, NodeError) and exc.code == NodeError.code
-    return exc.__cause__ if wrapped and isinstance(exc.__cause__, Exception) else exc
+    error = exc.__cause__ if wrapped and isinstance(exc.__cause__, Exception) else exc
+    if isinstance(error, OperationalError | InterfaceError | PoolTimeout):
+        reason = getattr(error, "orig", None) or error
+        away = StoreUnavailable("database", "ingest", str(reason).strip())
+        away.__cause__ = error
+        return away
+    return error
 
 
 def _is_transient(exc: Exception) -> bool:
@@ -312,7 +321,8 @@ class _Recorder:
     def failed(self, exc: Exception) -> None:
         """Record the failure: a transient one is tried again with growing waits, then given up.
 
-        Being told to come later is no failure, and given up only after `max_postponed_s`.
+        Being told to come later, or a store that is away, is no failure of the document: it is
+        given up only after `max_postponed_s`.
         """
         unexpected = not isinstance(exc, PipelineError | KBError)
         log.warning(
@@ -343,7 +353,7 @@ class _Recorder:
             "lease_expires_at": None,
         }
         past = _past_failures(session, self._claim)
-        postponed = isinstance(exc, RateLimited)
+        postponed = isinstance(exc, _COME_LATER)
         failures = past.failures + (not postponed)
         given_up = (
             past.since_s >= self._settings.max_postponed_s
@@ -351,7 +361,7 @@ class _Recorder:
             else not _is_transient(exc) or failures >= self._settings.max_attempts
         )
         if given_up:
-            self._claim.move(session, IndexingStatus.ERROR, stopped_at=now(), **values)
+            self._claim.move(session, IndexingStatus.ERROR, stopped_at=moment(), **values)
             self._announce(session, WebhookEvent.FAILED)
             return "failed"
         times = past.postponements if postponed else failures - 1
@@ -362,7 +372,7 @@ class _Recorder:
             IndexingStatus.WAITING,
             # It ended with an outcome, so earlier claims without one were not its doing.
             attempts=failures,
-            next_attempt_at=now() + timedelta(seconds=wait),
+            next_attempt_at=moment(wait),
             **values,
         )
         return "postponed" if postponed else "retried"
@@ -380,10 +390,11 @@ class _Recorder:
     ) -> None:
         session.execute(
             update(PipelineRun)
-            .where(PipelineRun.id == self._claim.run_id)
+            # Not what is written already: the answer to that commit may have been lost.
+            .where(PipelineRun.id == self._claim.run_id, PipelineRun.status == "running")
             .values(
                 status=status,
-                finished_at=now(),
+                finished_at=moment(),
                 error=str(exc) if exc else None,
                 error_code=getattr(exc, "code", None),
                 nodes=nodes or [],
@@ -416,8 +427,8 @@ class _Past:
     """What went wrong since the version was queued or last got further.
 
     Attributes:
-        failures: runs that failed, those apart that were told to come later.
-        postponements: runs that were told so.
+        failures: runs that failed, those apart that are to come later.
+        postponements: those.
         since_s: how long that is ago.
     """
 
@@ -440,10 +451,10 @@ def _past_failures(session: Session, claim: Claim) -> _Past:
             ChildChunk.staged_version == claim.version,
         ),
     )
-    since = max(at for moment in moments if (at := session.scalar(moment)) is not None)
-    told_later = PipelineRun.error_code == RateLimited.code
-    runs, postponements = session.execute(
-        select(func.count(), func.count().filter(told_later))
+    since = max(at for one in moments if (at := session.scalar(one)) is not None)
+    told_later = PipelineRun.error_code.in_([error.code for error in _COME_LATER])
+    runs, postponements, at = session.execute(
+        select(func.count(), func.count().filter(told_later), moment())
         .select_from(PipelineRun)
         .where(
             PipelineRun.document_id == claim.document_id,
@@ -452,7 +463,7 @@ def _past_failures(session: Session, claim: Claim) -> _Past:
             PipelineRun.finished_at >= since,
         )
     ).one()
-    return _Past(runs - postponements, postponements, (now() - since).total_seconds())
+    return _Past(runs - postponements, postponements, (at - since).total_seconds())
 
 
 def _reason(exc: Exception) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
-from kb.db import Sessions, after_commit, now, reading, retried, shared, transaction
+from kb.db import Sessions, after_commit, moment, reading, retried, shared, transaction
 from kb.ingestion.claims import Claim, LeaseLost, hold_dataset
 from kb.ingestion.points import Embed, Leaf, find_average, write_leaves
 from kb.ingestion.staging import (
@@ -140,7 +140,7 @@ class DocumentSink:
             )
             self._stage_rows(session, rows, first=unset)
             session.execute(
-                self._version_update().values(staged_at=now(), text_key=key, warnings=warnings)
+                self._version_update().values(staged_at=moment(), text_key=key, warnings=warnings)
             )
 
     def _stage_rows(self, session: Session, rows: Rows, *, first: bool) -> None:
@@ -228,12 +228,11 @@ class DocumentSink:
             return
         if find_average(session, self._claim.dataset_id) != average:
             return
-        at = now()
         for table in (Segment,) if self._flat else (Segment, ChildChunk):
             session.execute(
                 update(table)
                 .where(table.id.in_(ids))
-                .values(indexed_at=at)
+                .values(indexed_at=moment())
                 .execution_options(synchronize_session=False)
             )
         after_commit(session, self._forget_written)
@@ -286,13 +285,12 @@ class DocumentSink:
             self._acknowledge(session)
             if self._pending(session, 1):
                 return False
-            at = now()
             removed = (
                 [] if self._flat and claim.version == 1 else switch_rows(session, ChildChunk, claim)
             )
             removed += switch_rows(session, Segment, claim)
             self._delete_points(session, removed, wait_s=self._keep_replaced_s)
-            self.segments, words, tokens, started = session.execute(
+            self.segments, words, tokens, started, at = session.execute(
                 select(
                     func.count(),
                     func.sum(Segment.word_count),
@@ -300,6 +298,7 @@ class DocumentSink:
                     select(Document.processing_started_at)
                     .where(Document.id == claim.document_id)
                     .scalar_subquery(),
+                    moment(),
                 ).where(Segment.document_id == claim.document_id)
             ).one()
             claim.move(

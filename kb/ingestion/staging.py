@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import delete, func, insert, or_, select, update
 from sqlalchemy.orm import Session
 
-from kb.db import now
+from kb.db import moment, now
 from kb.ingestion.claims import Claim
 from kb.ingestion.embedding_cache import text_hash
 from kb.models import ChildChunk, Segment, SegmentStatus
@@ -205,7 +205,7 @@ def switch_rows(session: Session, table: Table, claim: Claim) -> list[uuid.UUID]
         values |= {
             "status": SegmentStatus.COMPLETED,
             # A parent has no point of its own; its children were indexed by now.
-            "indexed_at": func.coalesce(Segment.indexed_at, now()),
+            "indexed_at": func.coalesce(Segment.indexed_at, moment()),
         }
     session.execute(
         update(table).where(mine).values(**values).execution_options(synchronize_session=False)

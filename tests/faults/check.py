@@ -112,7 +112,7 @@ def findings(
     if space is not None:
         heads = list(resources.index.scan(space, dataset_id))
         _check_points(segments, heads, documents.values(), found)
-        if reference.vectors:
+        if reference.vectors and space.dim is not None:
             _check_vectors(resources.index.vectors(space, [h.id for h in heads]), heads, reference)
     _check_whole(resources, found)
     return found

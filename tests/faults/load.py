@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 import random
+import re
+import threading
 import uuid
 from dataclasses import dataclass, field
 from typing import Any
+
+import httpx
 
 from tests.kb.server import LINES
 
@@ -17,34 +21,11 @@ LONG = (9, 16, 25, 40)
 COPIES = 4
 """Contents of each length."""
 
-_WORDS = [
-    "amber",
-    "anchor",
-    "april",
-    "barley",
-    "basket",
-    "beacon",
-    "bramble",
-    "bridge",
-    "candle",
-    "canyon",
-    "cedar",
-    "cellar",
-    "cinder",
-    "clover",
-    "copper",
-    "cotton",
-    "cradle",
-    "dagger",
-    "delta",
-    "ember",
-    "falcon",
-    "fennel",
-    "ferry",
-    "flint",
-    "forest",
-    "garnet",
-]
+_WORDS = re.findall(
+    r"[a-z]+",
+    "amber anchor april barley basket beacon bramble bridge candle canyon cedar cellar cinder "
+    "clover copper cotton cradle dagger delta ember falcon fennel ferry flint forest garnet",
+)
 
 
 @dataclass(frozen=True)
@@ -105,6 +86,7 @@ class Load:
     dataset: str
     chance: random.Random
     documents: dict[str, Expected] = field(default_factory=dict)
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
     def add(self, *lines: int) -> list[Expected]:
         """Upload a new document of each of these lengths."""
@@ -144,15 +126,36 @@ class Load:
 
     def put(self, document: Expected, content: Content) -> None:
         """Upload; the document counts as accepted when the answer is there."""
-        answer = self.client.post(
-            f"/v1/datasets/{self.dataset}/document/create-by-file",
-            data={"data": json.dumps({"process_rule": LINES})},
-            files={"file": (document.name, content.text.encode())},
-        )
+        answer = self._send(document, content)
         assert answer.status_code == 200, answer.text
         document.id = answer.json()["document"]["id"]
         document.contents.append(content.key)
         self.documents[document.name] = document
+
+    def _send(self, document: Expected, content: Content) -> Any:
+        return self.client.post(
+            f"/v1/datasets/{self.dataset}/document/create-by-file",
+            data={"data": json.dumps({"process_rule": LINES})},
+            files={"file": (document.name, content.text.encode())},
+        )
+
+    def try_to_add(self, content: Content) -> int:
+        """Upload a new document; without an answer of 200 it may be there or not.
+
+        Returns:
+            The answer's status; 0: there was none.
+        """
+        with self.lock:
+            document = Expected(f"d{len(self.documents)}.{content.extension}", [content.key])
+            document.answered = False
+            self.documents[document.name] = document
+        try:
+            answer = self._send(document, content)
+        except httpx.TransportError:
+            return 0
+        if answer.status_code == 200:
+            document.id, document.answered = answer.json()["document"]["id"], True
+        return int(answer.status_code)
 
     def delete(self, document: Expected) -> bool:
         """False: it is in work, which is no time to delete it."""

@@ -15,11 +15,15 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NoReturn
+
+import time_machine
 
 _IMPORTED = (
     "celery.app.base",
@@ -93,25 +97,36 @@ class Nursery:
 
     Args:
         trap: the file of `places.Trap`.
-        environment: of the nursery itself, such as LD_PRELOAD.
     """
 
-    def __init__(self, trap: Path, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(self, trap: Path) -> None:
         tied = ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []
         self._trap = trap
         self._process = subprocess.Popen(
             [*tied, sys.executable, "-m", "tests.faults.nursery"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env={**os.environ, **(environment or {})},
         )
 
-    def start(self, program: str, arguments: Sequence[str], environment: Any, log: Path) -> Child:
-        """Fork a `worker`, a `beat` or a `serve`."""
+    def start(
+        self,
+        program: str,
+        arguments: Sequence[str],
+        environment: Mapping[str, str],
+        log: Path,
+        *,
+        clock: Path | None = None,
+    ) -> Child:
+        """Fork a `worker`, a `beat` or a `serve`.
+
+        Args:
+            clock: a file that says how far the process's clock is off; see `follow_clock`.
+        """
         order = {
             "program": program,
             "arguments": list(arguments),
-            "environment": environment,
+            "environment": dict(environment),
+            "clock": str(clock) if clock else None,
             "log": str(log),
             "trap": str(self._trap),
         }
@@ -155,7 +170,33 @@ def _become(order: dict[str, Any], parent: int) -> NoReturn:
     for source, target in ((null, 0), (log, 1), (log, 2)):
         os.dup2(source, target)
     os.environ.update(order["environment"])
+    if order["clock"] is not None:
+        follow_clock(Path(order["clock"]))
     sys.exit(_run(order["program"], order["arguments"], Path(order["trap"])))
+
+
+def follow_clock(file: Path) -> None:
+    """From now on this process's clock is off by the seconds in the file, which may change.
+
+    Waits and `time.monotonic` are as they were: they do not depend on what a machine's clock says.
+    """
+
+    def away() -> datetime:
+        real = began + time.monotonic() - was
+        return datetime.fromtimestamp(real + float(file.read_text()), UTC)
+
+    began, was = time.time(), time.monotonic()
+    coordinates = time_machine.travel(away()).start()
+
+    def follow() -> None:
+        known = file.read_text()
+        while True:
+            time.sleep(0.02)
+            if file.read_text() != known:
+                known = file.read_text()
+                coordinates.move_to(away())
+
+    threading.Thread(target=follow, daemon=True).start()
 
 
 def _run(program: str, arguments: list[str], trap: Path) -> int:

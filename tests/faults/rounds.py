@@ -7,14 +7,24 @@ import random
 import signal
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 
+import httpx
 import redis
 
 from kb.adapters.celery_queue import QUEUES
-from tests.faults.load import Load
+from kb.doctor import examine
+from tests.embedding_provider import MODEL, Provider, status
+from tests.faults.load import LONG, SMALL, Load
 from tests.faults.places import NODES, places
 from tests.faults.site import DENSE_LINES, LEASE_S, Site
+from tests.kb.server import KEY
+
+
+class Unable(Exception):
+    """This machine lacks what a fault needs; the message says what."""
 
 
 @dataclass
@@ -203,6 +213,119 @@ def database_killed(round_: Round) -> None:
     site.heal()
 
 
+def api_killed(round_: Round) -> None:
+    """kill -9 of the API while clients upload; what it answered is there, the rest whole or not."""
+    site, chance = round_.site, round_.chance
+    api, url = site.start_api()
+    load = round_.begin()
+    files = [load.some(chance.choice((*SMALL, *LONG))) for _ in range(200)]
+    headers = {"Authorization": f"Bearer {KEY}"}
+    with httpx.Client(base_url=url, headers=headers, timeout=30) as client:
+        load.client = client
+
+        def upload(thread: int) -> None:
+            for content in files[thread::4]:
+                if load.try_to_add(content) != 200:
+                    return
+
+        with ThreadPoolExecutor(4) as pool:
+            uploads = [pool.submit(upload, thread) for thread in range(4)]
+            time.sleep(chance.uniform(0.05, 1.5))
+            api.kill()
+            for ended in uploads:
+                ended.result()
+    load.client = site.service.client
+    answered = sum(document.answered for document in load.documents.values())
+    round_.note = f"{answered} of {len(load.documents)} uploads answered"
+    assert site.wait(site.settled), site.told()
+    orphans = site.age_files()
+    found = examine(site.service.resources, repair=True)
+    assert set(found.orphan_files) == orphans, (found.orphan_files, orphans)
+    round_.note += f", {len(orphans)} files for the doctor"
+
+
+def disk_full(round_: Round) -> None:
+    """The disk of the files is full: uploads are refused, what was accepted waits and completes."""
+    site = round_.site
+    round_.ended |= {"failed"}
+    if not site.small_disk:
+        raise Unable("mounting a small disk needs root")
+    load = round_.begin()
+    site.end_workers()
+    load.mix()
+    filler = site.service.settings.data_dir / "filler"
+    with filler.open("wb", buffering=0) as file:
+        for size in (1 << 16, 1 << 12):
+            with suppress(OSError):
+                while True:
+                    file.write(b"x" * size)
+    site.heal()
+    for lines in (1, 40):
+        answer = load.try_to_add(load.some(lines))
+        assert answer == 503, answer
+    assert site.wait(lambda: site.runs("failed", load) > 0), site.told()
+    time.sleep(round_.chance.uniform(0.0, 2.0))
+    refused = [d for d in load.documents.values() if not d.answered]
+    filler.unlink()
+    for document in refused:
+        del load.documents[document.name]
+    load.disturb()
+    round_.note = f"{len(refused)} uploads refused"
+
+
+def clock_jumps(round_: Round) -> None:
+    """The clock of one worker, or of all and of beat, is hours off and jumps; no lease is lost."""
+    site, chance = round_.site, round_.chance
+    everywhere = round_.number % 2 == 1
+    first, second = chance.choice(((0, 7200), (0, -7200), (-4000, 80_000), (9000, -80_000)))
+    site.set_clock(first)
+    site.with_wrong_clock(2 if everywhere else 1, beat=everywhere)
+    load = round_.begin()
+    load.mix()
+    round_.some_work()
+    site.set_clock(second)
+    load.disturb()
+    site.service.flush_broker()  # now the sweep has to work, too
+    assert site.wait(site.settled), site.told()
+    site.set_clock(0)
+    site.end_workers()
+    if everywhere and site.beat is not None:
+        site.beat.kill()
+    round_.note = f"{'all' if everywhere else 'one'}: {first:+} s, then {second:+} s"
+
+
+def provider_limits(round_: Round) -> None:
+    """Three of ten calls to the embedding server are answered 429; documents wait, none fails."""
+    site = round_.site
+    round_.ended |= {"failed"}
+    site.reference(dense=False)
+    with Provider() as provider:
+        provider.always(status(429, retry_after="0.1"), share=0.3, seed=round_.number)
+        embedding = {
+            "KB_EMBEDDING__PROVIDER": "openai",
+            "KB_EMBEDDING__URL": f"{provider.url}/v1",
+            "KB_EMBEDDING__MODEL": MODEL,
+            "KB_EMBEDDING__RETRIES": "1",
+            "KB_EMBEDDING__RETRY_BASE_S": "0.02",
+        }
+        site.forget_vectors()
+        site.end_workers()
+        for _ in range(2):
+            site.start_worker(**embedding)
+        api, url = site.start_api(**embedding)
+        headers = {"Authorization": f"Bearer {KEY}"}
+        with httpx.Client(base_url=url, headers=headers, timeout=30) as client:
+            load = round_.load = site.load(round_.chance, dense=True, client=client)
+            load.mix(6, 4)
+            load.disturb()
+            assert site.wait(site.settled), site.told()
+        load.client = site.service.client
+        statuses = provider.statuses
+        round_.note = f"{statuses[429]} of {statuses.total()} calls answered 429"
+        api.kill()
+        site.end_workers()
+
+
 INDEX_FAULTS = ("500", "503", "429-bare", "timeout", "reset", "lost", "unfinished")
 
 
@@ -251,5 +374,9 @@ KINDS: dict[str, tuple[Kind, int]] = {
     "postgresql killed": (database_killed, 12),
     "index fails 5 %": (index_fails, 12),
     "delivered 5 times": (delivered_five_times, 8),
+    "api killed": (api_killed, 12),
+    "disk full": (disk_full, 6),
+    "clock jumps": (clock_jumps, 8),
+    "provider says 429": (provider_limits, 6),
 }
 """Name -> what happens in a round, and how many rounds the long form has."""

@@ -4,28 +4,41 @@ again.
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
+import subprocess
 import tempfile
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import httpx
 from sqlalchemy import delete, func, or_, select, update
 from sqlalchemy.exc import DBAPIError
 
 from kb.db import reading, transaction
-from kb.models import UNFINISHED, CachedEmbedding, Document, Job, PipelineRun
+from kb.models import (
+    UNFINISHED,
+    CachedEmbedding,
+    Document,
+    DocumentVersion,
+    Job,
+    PipelineRun,
+    UploadFile,
+)
 from kb.settings import Limits
 from tests.contracts.qdrant_double import Double
 from tests.faults.check import Reference, read_reference
 from tests.faults.load import CONTENTS, Load, new_name
 from tests.faults.nursery import Child, Nursery
 from tests.faults.places import set_trap
-from tests.services import PostgreSQL, start_postgresql, start_redis
+from tests.kb.server import KEY, add_dataset
+from tests.services import PostgreSQL, free_port, start_postgresql, start_redis
 from tests.workers.service import ECONOMY, Service, open_service
 
 LEASE_S = 1.5
@@ -33,6 +46,9 @@ SWEEP_S = 0.4
 BATCH = 4
 PATIENCE_S = 60.0
 """A round that is not settled then has a document that is stuck."""
+
+DISK_BYTES = 32_000_000
+"""Of the disk that holds the files, where one can be mounted."""
 
 DENSE_LINES = (1, 3, 9)
 """Lengths of the texts of rounds with a model."""
@@ -47,6 +63,7 @@ class Site:
     double: Double
     nursery: Nursery
     trap: Path
+    small_disk: bool
     pool: str = "threads"
     workers: list[Child] = field(default_factory=list)
     beat: Child | None = None
@@ -54,12 +71,14 @@ class Site:
 
     # --- processes ---------------------------------------------------------------------------
 
-    def start(self, program: str, *arguments: str, **environment: str) -> Child:
+    def start(
+        self, program: str, *arguments: str, clock: Path | None = None, **environment: str
+    ) -> Child:
         """A process of the product."""
         wanted = {**self.service.environment(), **environment}
-        return self.nursery.start(program, arguments, wanted, self.service.log)
+        return self.nursery.start(program, arguments, wanted, self.service.log, clock=clock)
 
-    def start_worker(self, **environment: str) -> Child:
+    def start_worker(self, *, clock: Path | None = None, **environment: str) -> Child:
         """One more worker, of the pool that is in use."""
         queues = "interactive,bulk,maintenance"
         child = self.start(
@@ -69,6 +88,7 @@ class Site:
             f"--queues={queues}",
             f"--hostname=w{time.monotonic_ns()}@%h",
             "--without-mingle",
+            clock=clock,
             **environment,
         )
         self.workers.append(child)
@@ -81,6 +101,29 @@ class Site:
             self.start_worker()
         if self.beat is None or not self.beat.alive():
             self.beat = self.start("beat")
+
+    def start_api(self, **environment: str) -> tuple[Child, str]:
+        """A `kb serve` of this installation, and its URL; it answers when this returns."""
+        port = free_port()
+        child = self.start("serve", f"--port={port}", KB_API_KEY=KEY, **environment)
+        url = f"http://127.0.0.1:{port}"
+        assert self.wait(lambda: child.alive() and _answers(url), 30), self.told()
+        return child, url
+
+    def with_wrong_clock(self, count: int, *, beat: bool = False) -> None:
+        """So many workers, and the beat, are replaced by ones that take the time from `clock`."""
+        self.end_workers()
+        for _ in range(count):
+            self.start_worker(clock=self.clock)
+        if beat and self.beat is not None:
+            self.beat.kill()
+            self.beat = self.start("beat", clock=self.clock)
+        self.heal()
+
+    @property
+    def clock(self) -> Path:
+        """How far the wrong clocks are off, as `+3600` seconds."""
+        return self.service.directory / "clock"
 
     def use_pool(self, pool: str) -> None:
         """Workers of this kind from now on."""
@@ -97,10 +140,11 @@ class Site:
 
     # --- rounds ------------------------------------------------------------------------------
 
-    def load(self, chance: random.Random, *, dense: bool = False) -> Load:
-        """An empty dataset for a round."""
+    def load(self, chance: random.Random, *, dense: bool = False, client: Any = None) -> Load:
+        """An empty dataset for a round, made through the API of this process or a client's."""
         kind = {"indexing_technique": "high_quality"} if dense else ECONOMY
-        return Load(self.service.client, self.service.dataset(new_name(), **kind), chance)
+        used = client or self.service.client
+        return Load(used, add_dataset(used, new_name(), **kind), chance)
 
     def set_trap(self, place: str, nth: int = 1, action: str = "SIGKILL") -> None:
         """The next process that comes by this place for the n-th time gets the signal."""
@@ -164,6 +208,31 @@ class Site:
                 or 0
             )
 
+    def runs(self, status: str, load: Load) -> int:
+        """How many attempts at a round's documents ended so."""
+        own = select(Document.id).where(Document.dataset_id == uuid.UUID(load.dataset))
+        asked = select(func.count()).where(
+            PipelineRun.status == status, PipelineRun.document_id.in_(own)
+        )
+        with reading(self.service.resources.sessions) as session:
+            return session.scalar(asked) or 0
+
+    def age_files(self) -> set[str]:
+        """Make files without a row look old, so that the doctor takes them for what they are."""
+        with reading(self.service.resources.sessions) as session:
+            known = set(session.scalars(select(UploadFile.blob_key)))
+            known |= {key for key in session.scalars(select(DocumentVersion.text_key)) if key}
+        orphans = set(self.service.resources.blobs.keys()) - known
+        for key in orphans:
+            os.utime(self.service.settings.data_dir / "blobs" / key, (0, 0))
+        return orphans
+
+    def set_clock(self, seconds: int) -> None:
+        """Wrong clocks are so far off, at the latest in a second."""
+        new = self.clock.with_suffix(".new")
+        new.write_text(f"{seconds:+}")
+        new.rename(self.clock)
+
     def reference(self, *, dense: bool) -> Reference:
         """What an undisturbed run makes of each content."""
         kind = "dense" if dense else "economy"
@@ -200,6 +269,7 @@ def open_site(directory: Path | None = None) -> Iterator[Site]:
         stack.callback(postgresql.stop)
         broker = start_redis()
         stack.callback(broker.stop)
+        small_disk = stack.enter_context(_small_disk(directory / "data"))
         service = stack.enter_context(
             open_service(
                 directory,
@@ -216,10 +286,35 @@ def open_site(directory: Path | None = None) -> Iterator[Site]:
         trap = directory / "trap"
         nursery = Nursery(trap)
         stack.callback(nursery.close)
-        site = Site(service, postgresql, service.double, nursery, trap)
+        site = Site(service, postgresql, service.double, nursery, trap, small_disk)
         stack.callback(site.end_workers)
         site.heal()
         yield site
+
+
+def _answers(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/health/ready", timeout=5).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+@contextmanager
+def _small_disk(directory: Path) -> Iterator[bool]:
+    """Whether the directory is a disk of its own now; only root can mount one."""
+    directory.mkdir()
+    size = f"size={DISK_BYTES}"
+    mounted = (
+        shutil.which("mount") is not None
+        and not subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", size, "kb-faults", str(directory)], capture_output=True
+        ).returncode
+    )
+    try:
+        yield mounted
+    finally:
+        if mounted:
+            subprocess.run(["umount", "--lazy", str(directory)], check=True)
 
 
 def _memory() -> Any:

@@ -15,7 +15,7 @@ from sqlalchemy import delete, select
 from kb.db import transaction
 from kb.models import Segment
 from tests.faults.check import findings
-from tests.faults.rounds import KINDS
+from tests.faults.rounds import KINDS, Unable
 from tests.faults.run import run_round
 from tests.faults.site import Site, open_site
 from tests.services import ServiceMissing
@@ -49,7 +49,10 @@ def site() -> Iterator[Site]:
     ("kind", "number"), [(kind, n) for kind in KINDS for n in ROUNDS.get(kind, [0])]
 )
 def test_after_every_fault_each_document_is_there_once(site: Site, kind: str, number: int) -> None:
-    round_, found = run_round(site, kind, number, SEED)
+    try:
+        round_, found = run_round(site, kind, number, SEED)
+    except Unable as exc:
+        pytest.skip(str(exc))
     assert not found, f"seed {SEED}, {kind}:{number}, {round_.note}\n{found}"
 
 

@@ -26,6 +26,7 @@ from kb.db import (
     after_commit,
     exclusive,
     is_conflict,
+    moment,
     now,
     open_database,
     reading,
@@ -89,6 +90,30 @@ def test_another_database_is_refused_with_the_ones_that_work(url: str, says: str
 
 
 # --- values --------------------------------------------------------------------------------------
+
+
+def test_a_moment_is_told_by_the_database_at_each_execution(sessions: Sessions) -> None:
+    statement = select(moment(), moment(90), moment(-0.5))
+    with reading(sessions) as session:
+        first, later, earlier = session.execute(statement).one()
+    assert abs((first - now()).total_seconds()) < 5, "the clocks are those of one machine here"
+    assert first.tzinfo is not None
+    assert (later - first).total_seconds() == pytest.approx(90, abs=0.01)
+    assert (earlier - first).total_seconds() == pytest.approx(-0.5, abs=0.01)
+    time.sleep(0.01)
+    with reading(sessions) as session:
+        again = session.execute(statement).one()
+    assert again[0] > first
+
+
+def test_of_several_machines_none_uses_its_own_clock(
+    sessions: Sessions, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kb.db.now", lambda: now() + timedelta(days=1))
+    with reading(sessions) as session:
+        told = session.execute(select(moment(60))).scalar_one()
+    wrong = timedelta(days=1) if database == "sqlite" else timedelta()
+    assert abs((told - now() - wrong).total_seconds() - 60) < 5
 
 
 def test_moments_come_back_with_their_zone_and_microseconds(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from sqlalchemy import event, select, update
+from sqlalchemy.exc import OperationalError
 
 from kb.db import now, reading, transaction
 from kb.errors import StoreUnavailable
@@ -17,7 +18,7 @@ from kb.ingestion import run
 from kb.models import Document, IndexingStatus, PipelineRun
 from pipelines.errors import RateLimited, TransientError
 from tests.kb.ingesting import PARENTS, Killed, Lab, dies, fails, lines, open_lab
-from tests.kb.server import add_file
+from tests.kb.server import LINES, add_file
 
 
 @pytest.fixture
@@ -148,7 +149,7 @@ def test_a_rule_that_cannot_cut_fails_with_its_stage(lab: Lab) -> None:
 @pytest.mark.parametrize(
     ("part", "error"),
     [
-        ("index", lambda: StoreUnavailable("index", "upsert")),
+        ("index", lambda: TransientError("the index answered nonsense")),
         ("model", lambda: TransientError("the model's server is busy")),
         ("model", lambda: ConnectionResetError("of a kind that nobody foresaw")),
     ],
@@ -275,14 +276,46 @@ def test_what_was_embedded_before_a_pause_is_kept(lab: Lab) -> None:
     lab.assert_index_is_what_sql_says(dataset)
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        lambda: StoreUnavailable("index", "upsert", "no answer"),
+        lambda: OperationalError("SELECT", {}, Exception("the database system is starting up")),
+    ],
+)
+def test_a_store_that_is_away_delays_a_document_and_fails_it_never(
+    lab: Lab, error: Callable[[], Exception]
+) -> None:
+    dataset = lab.dataset()
+    document = lab.add(dataset, "d", lines(3))
+    lab.index.before_upsert = fails(9, error)
+    assert lab.work() == 10  # max_attempts is 3
+    row = lab.document(document)
+    assert (row.indexing_status, row.error, row.attempts) == ("completed", None, 0)
+    codes = [run.error_code for run in lab.runs(document)]
+    assert codes == ["store_unavailable"] * 9 + [None]
+    lab.assert_index_is_what_sql_says(dataset)
+
+
+@pytest.mark.usefixtures("database")
+def test_a_document_is_given_up_when_a_store_was_away_for_too_long(tmp_path: Path) -> None:
+    with open_lab(tmp_path, max_postponed_s=0.5) as lab:
+        document = lab.add(lab.dataset(), "d", lines(3))
+        lab.index.before_upsert = fails(10_000, lambda: StoreUnavailable("index", "upsert", "gone"))
+        assert lab.work() > 3
+        row = lab.document(document)
+        assert (row.indexing_status, row.error_code) == ("error", "store_unavailable")
+        assert row.error == "index failed at upsert: gone"
+
+
 def test_after_max_attempts_it_is_an_error_until_a_person_retries(lab: Lab) -> None:
     dataset = lab.dataset()
     document = lab.add(dataset, "d", lines(3))
-    lab.index.before_upsert = fails(5, lambda: StoreUnavailable("index", "upsert", "no answer"))
+    lab.index.before_upsert = fails(5, lambda: TransientError("no answer"))
     assert lab.work() == 3
     row = lab.document(document)
-    assert (row.indexing_status, row.error_code) == ("error", "store_unavailable")
-    assert row.error == "index failed at upsert: no answer"
+    assert (row.indexing_status, row.error_code) == ("error", "temporarily_unavailable")
+    assert row.error == "no answer"
     assert lab.work() == 0
 
     lab.retry(dataset, document)
@@ -302,7 +335,7 @@ def test_failures_are_counted_since_the_last_progress(lab: Lab) -> None:
     def every_third_fails(_points: object) -> None:
         calls.append(1)
         if len(calls) % 3 == 0:
-            raise StoreUnavailable("index", "upsert")
+            raise TransientError("busy")
 
     lab.index.before_upsert = every_third_fails
     lab.work()
@@ -527,3 +560,63 @@ def due(lab: Lab, document: uuid.UUID) -> None:
             .where(Document.id == document)
             .values(next_attempt_at=now() - timedelta(seconds=1))
         )
+
+
+# --- uploads whose outcome their client does not learn -------------------------------------------
+
+
+def test_an_upload_whose_announcement_fails_keeps_its_file(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = lab.dataset()
+    with monkeypatch.context() as patched:
+        patched.setattr(type(lab.resources.jobs), "index_document", fails_always)
+        with pytest.raises(RuntimeError, match="as ordered"):
+            lab.add(dataset, "d", lines(3))
+    lab.settle()
+    lab.assert_index_is_what_sql_says(dataset)
+    assert len(lab.points(dataset)) == 3, "the row was committed, so the file had to stay"
+
+
+def test_an_upload_whose_commit_got_no_answer_keeps_its_file(lab: Lab) -> None:
+    dataset = lab.dataset()
+    lost = [True]
+
+    @event.listens_for(lab.resources.sessions.write, "after_commit")
+    def no_answer(_session: Any) -> None:
+        if lost and lost.pop():
+            reason = Exception("server closed the connection unexpectedly")
+            raise OperationalError("COMMIT", {}, reason, connection_invalidated=True)
+
+    path = f"/v1/datasets/{dataset}/document/create-by-text"
+    answer = lab.client.post(path, json={"name": "d", "text": lines(3), "process_rule": LINES})
+    assert answer.status_code == 503
+    lab.settle()
+    lab.assert_index_is_what_sql_says(dataset)
+    assert len(lab.points(dataset)) == 3
+
+
+def test_a_switch_whose_commit_got_no_answer_is_one_success(lab: Lab) -> None:
+    dataset = lab.dataset()
+    document = lab.add(dataset, "d", lines(3))
+    claim = lab.claim()
+
+    @event.listens_for(lab.resources.sessions.write, "after_commit")
+    def no_answer(_session: Any) -> None:
+        if lab.document(document).pending_version is None and not lost:
+            lost.append(True)
+            reason = Exception("server closed the connection unexpectedly")
+            raise OperationalError("COMMIT", {}, reason, connection_invalidated=True)
+
+    lost: list[bool] = []
+    lab.ingest(claim)
+    assert lost
+    lab.settle()
+    row = lab.document(document)
+    assert (row.indexing_status, row.error, row.version) == ("completed", None, 1)
+    assert [run.status for run in lab.runs(document)] == ["succeeded"]
+    lab.assert_index_is_what_sql_says(dataset)
+
+
+def fails_always(*_: object) -> None:
+    raise RuntimeError("as ordered")

@@ -205,7 +205,7 @@ def test_no_statement_reads_what_is_finished(shelf: Shelf, database: str) -> Non
         found = status(shelf.sessions)
     assert found.throughput.segments == 180
     plans = {s: scanned(shelf.sessions, s, p) for s, p in sent if s.startswith("SELECT")}
-    assert len(plans) == 7
+    assert len(plans) == 8
     assert {s: tables & {"documents", "pipeline_runs"} for s, tables in plans.items()} == {
         s: set() for s in plans
     }

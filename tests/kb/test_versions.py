@@ -11,9 +11,9 @@ import pytest
 from sqlalchemy import select, update
 
 from kb.db import reading, transaction
-from kb.errors import StoreUnavailable
 from kb.models import ChildChunk, IndexingStatus, Segment
 from kb.runner import Runner
+from pipelines.errors import TransientError
 from tests.kb.ingesting import PARENTS, Killed, Lab, dies, fails, lines, open_lab
 from tests.kb.server import add_file
 
@@ -328,7 +328,7 @@ def test_a_version_that_failed_in_the_index_is_found_by_nobody_and_completed_by_
     lab.settle()
     lab.add(dataset, "d", lines(10, "new"))
     calls: list[int] = []
-    down = fails(3, lambda: StoreUnavailable("index", "upsert"))
+    down = fails(3, lambda: TransientError("busy"))
 
     def from_the_second_batch(points: object) -> None:
         calls.append(1)
