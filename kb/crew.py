@@ -45,6 +45,7 @@ class Crew:
         self._name = f"{host}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         self._owners: dict[int, str] = {}
         self._in_work: dict[str, Claim] = {}
+        self._jobs: set[uuid.UUID] = set()
         self._claiming = threading.Lock()
         self._heartbeat: threading.Thread | None = None
 
@@ -106,7 +107,9 @@ class Crew:
 
     def run_next_job(self, kinds: Collection[JobKind] = tuple(JobKind)) -> bool:
         """Do the outbox's next job of these kinds; False: none is due."""
-        return not self.stopping and run_next_job(self._resources, self._owner(), kinds)
+        return not self.stopping and run_next_job(
+            self._resources, self._owner(), kinds, in_work=self._jobs
+        )
 
     def _owner(self) -> str:
         thread = threading.get_ident()
@@ -118,6 +121,6 @@ class Crew:
         while not self._ended.wait(lease_s / 4):
             try:
                 renew(self._resources.sessions, list(self._in_work.values()), lease_s=lease_s)
-                renew_jobs(self._resources.sessions, list(self._owners.values()), lease_s=lease_s)
+                renew_jobs(self._resources.sessions, list(self._jobs), lease_s=lease_s)
             except BaseException:  # a panic of a native library is no Exception
                 log.exception("leases could not be renewed; trying again")

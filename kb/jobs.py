@@ -103,11 +103,15 @@ def _free() -> ColumnElement[bool]:
     )
 
 
-def renew_jobs(sessions: Sessions, owners: Collection[str], *, lease_s: float) -> None:
-    """Extend the leases of these owners' jobs; a rebuild may take longer than one lease."""
+def renew_jobs(sessions: Sessions, jobs: Collection[uuid.UUID], *, lease_s: float) -> None:
+    """Extend the leases of the jobs in work; a rebuild may take longer than one lease."""
+    if not jobs:
+        return
     with transaction(sessions) as session:
         session.execute(
-            update(Job).where(Job.lease_owner.in_(owners)).values(lease_expires_at=moment(lease_s))
+            update(Job)
+            .where(Job.id.in_(jobs), Job.lease_owner.is_not(None))
+            .values(lease_expires_at=moment(lease_s))
         )
 
 

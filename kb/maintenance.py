@@ -28,19 +28,37 @@ DRIFT = 1.5
 
 
 def run_next_job(
-    resources: Resources, owner: str, kinds: Collection[JobKind] = tuple(JobKind)
+    resources: Resources,
+    owner: str,
+    kinds: Collection[JobKind] = tuple(JobKind),
+    *,
+    in_work: set[uuid.UUID] | None = None,
 ) -> bool:
-    """Do one job of these kinds that is due; False: there is none. A failed one comes again."""
+    """Do one job of these kinds that is due; False: there is none. A failed one comes again.
+
+    Args:
+        in_work: holds the job's id while it is done, for whoever renews its lease.
+    """
     lease_s = resources.settings.ingestion.lease_s
     job = claim_job(resources.sessions, owner, lease_s=lease_s, kinds=kinds)
     if job is None:
         return False
+    under_way = set() if in_work is None else in_work
+    under_way.add(job.id)
+    try:
+        _do(resources, job)
+    finally:
+        # Also when its end could not be recorded: its lease runs out, and it is done again.
+        under_way.discard(job.id)
+    return True
+
+
+def _do(resources: Resources, job: Job) -> None:
     try:
         _DO[job.kind](resources, job.payload)
     except ComeAgain as exc:
         postpone_job(resources.sessions, job, str(exc), until=exc.at)
         JOBS.labels(job.kind, "postponed").inc()
-        return True
     except Exception as exc:  # noqa: BLE001 - a job that fails is kept, with its reason
         log.warning(
             "job %s failed and is tried again in %.0f s: %s",
@@ -50,10 +68,9 @@ def run_next_job(
         )
         postpone_job(resources.sessions, job, f"{type(exc).__name__}: {exc}")
         JOBS.labels(job.kind, "failed").inc()
-        return True
-    finish_job(resources.sessions, job.id)
-    JOBS.labels(job.kind, "done").inc()
-    return True
+    else:
+        finish_job(resources.sessions, job.id)
+        JOBS.labels(job.kind, "done").inc()
 
 
 def pending_jobs(resources: Resources) -> int:

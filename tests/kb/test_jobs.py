@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections.abc import Iterator
 from datetime import timedelta
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select, update
 
+from kb.crew import Crew
 from kb.db import now, reading, transaction
 from kb.ingestion.sink import DocumentSink
 from kb.jobs import claim_job, enqueue, release_jobs, retry_wait_s
@@ -118,6 +120,54 @@ def test_a_leased_job_is_nobody_elses_until_the_lease_runs_out(lab: Lab) -> None
 
 
 # --- deletes ---------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("database")
+def test_a_job_whose_end_could_not_be_recorded_is_done_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_lab(tmp_path, lease_s=0.4) as lab:
+        with transaction(lab.resources.sessions) as session:
+            enqueue(session, JobKind.DELETE_BLOBS, keys=[])
+        crew = Crew(lab.resources)
+        crew.start()
+        try:
+            with monkeypatch.context() as patched:
+                patched.setattr("kb.maintenance.finish_job", away)
+                with pytest.raises(ConnectionError):
+                    crew.run_next_job()
+            time.sleep(1.0)  # its process lives, and renews what is in work: this is not
+            assert lab.jobs() == 1
+        finally:
+            crew.stop()
+        assert lab.waiting_jobs() == []
+
+
+@pytest.mark.usefixtures("database")
+def test_a_job_that_takes_longer_than_its_lease_is_nobody_elses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_lab(tmp_path, lease_s=0.4) as lab:
+        with transaction(lab.resources.sessions) as session:
+            enqueue(session, JobKind.DELETE_BLOBS, keys=["a"])
+        others: list[int] = []
+
+        def long(_key: str) -> None:
+            time.sleep(1.0)
+            others.append(lab.jobs())
+
+        crew = Crew(lab.resources)
+        crew.start()
+        try:
+            monkeypatch.setattr(lab.resources.blobs, "delete", long)
+            assert crew.run_next_job()
+        finally:
+            crew.stop()
+        assert others == [0]
+
+
+def away(*_: object) -> None:
+    raise ConnectionError("the database is away")
 
 
 def test_a_deleted_document_is_found_by_nobody_at_once_and_its_traces_vanish(lab: Lab) -> None:
