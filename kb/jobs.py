@@ -147,7 +147,7 @@ def release_jobs(sessions: Sessions) -> None:
     """
     with transaction(sessions) as session:
         session.execute(
-            update(Job).where(Job.kind == JobKind.ABANDON_IMPORT).values(not_before=now())
+            update(Job).where(Job.kind == JobKind.ABANDON_IMPORT).values(not_before=moment())
         )
         for job in session.scalars(select(Job).where(Job.lease_owner.is_not(None))):
             job.lease_owner = job.lease_expires_at = None
