@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import BindParameter, Executable, Select, bindparam, select
+from sqlalchemy import BindParameter, Connection, Executable, Select, bindparam, select
 from sqlalchemy.orm import Session
 
 from kb.models import ChildChunk, Document, Segment
@@ -62,8 +62,9 @@ def live_points(session: Session, points: Iterable[Scored]) -> set[UUID]:
     of_children: set[UUID] = set()
     for point in points:
         (of_segments if point.id == point.segment_id else of_children).add(point.id)
-    live = {row[0] for row in _rows(session, _LIVE_SEGMENTS, of_segments)}
-    live.update(row[0] for row in _rows(session, _LIVE_CHILDREN, of_children))
+    connection = session.connection()  # ids need no objects, which take the session as long again
+    live = {row[0] for row in _rows(connection, _LIVE_SEGMENTS, of_segments)}
+    live.update(row[0] for row in _rows(connection, _LIVE_CHILDREN, of_children))
     return live
 
 
@@ -87,7 +88,9 @@ def load(session: Session, segment_ids: Sequence[UUID], child_ids: Sequence[UUID
     )
 
 
-def _rows(session: Session, statement: Executable, ids: Iterable[UUID]) -> Iterator[Any]:
+def _rows(
+    door: Session | Connection, statement: Executable, ids: Iterable[UUID]
+) -> Iterator[Any]:
     ids = list(ids)
     for at in range(0, len(ids), _IDS):
-        yield from session.execute(statement, {"ids": ids[at : at + _IDS]})
+        yield from door.execute(statement, {"ids": ids[at : at + _IDS]})
