@@ -88,9 +88,7 @@ def load(session: Session, segment_ids: Sequence[UUID], child_ids: Sequence[UUID
     )
 
 
-def _rows(
-    door: Session | Connection, statement: Executable, ids: Iterable[UUID]
-) -> Iterator[Any]:
+def _rows(door: Session | Connection, statement: Executable, ids: Iterable[UUID]) -> Iterator[Any]:
     ids = list(ids)
     for at in range(0, len(ids), _IDS):
         yield from door.execute(statement, {"ids": ids[at : at + _IDS]})
