@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 
 class Embedding(BaseModel):
@@ -401,3 +401,29 @@ class Settings(BaseSettings):
     def sqlalchemy_url(self) -> str:
         """The database's URL; SQLite under the data directory when none is set."""
         return self.database_url or f"sqlite:///{self.data_dir.resolve() / 'kb.db'}"
+
+
+class _Alone(Settings):
+    """Settings of a file, or of nothing, whatever this process's environment says."""
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, dotenv_settings
+
+
+def settings_of(path: Path) -> Settings:
+    """The settings that a file holds, or those of an embedded installation in a directory.
+
+    Raises:
+        ValidationError: a value in the file cannot be used.
+    """
+    if path.is_dir():
+        return _Alone(_env_file=None, data_dir=path)
+    return _Alone(_env_file=path)

@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sqlalchemy import select, text
@@ -34,12 +35,18 @@ if TYPE_CHECKING:
 log = logging.getLogger("kb.wiring")
 
 
+@dataclass(frozen=True)
+class Stores:
+    """Where everything is kept."""
+
+    sessions: Sessions
+    blobs: BlobStore
+    index: SegmentIndex
+
+
 @contextmanager
-def open_resources(settings: Settings) -> Iterator[Resources]:
-    """The process's adapters; the database is brought to the newest revision first."""
-    # Model files come from this machine; a library must not ask a hub for them.
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+def open_stores(settings: Settings) -> Iterator[Stores]:
+    """Database, files and index; the database is brought to the newest revision first."""
     check_service(settings)
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
@@ -49,11 +56,22 @@ def open_resources(settings: Settings) -> Iterator[Resources]:
         if settings.redis_url is None:
             stack.enter_context(_alone(sessions))
         upgrade(sessions.engine)
-        workspace_id, owner_id = _first_workspace(sessions)
         blobs = _open_blobs(settings)
         stack.callback(blobs.close)
         index = _open_index(settings)
         stack.callback(index.close)
+        yield Stores(sessions, blobs, index)
+
+
+@contextmanager
+def open_resources(settings: Settings) -> Iterator[Resources]:
+    """The process's adapters; the database is brought to the newest revision first."""
+    # Model files come from this machine; a library must not ask a hub for them.
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    with ExitStack() as stack:
+        stores = stack.enter_context(open_stores(settings))
+        workspace_id, owner_id = _first_workspace(stores.sessions)
         embedder = _open_embedder(settings)
         stack.callback(embedder.close)
         pool = ThreadPoolExecutor(settings.retrieval.threads, thread_name_prefix="kb-leg")
@@ -73,9 +91,9 @@ def open_resources(settings: Settings) -> Iterator[Resources]:
 
         yield Resources(
             settings=settings,
-            sessions=sessions,
-            index=index,
-            blobs=blobs,
+            sessions=stores.sessions,
+            index=stores.index,
+            blobs=stores.blobs,
             jobs=jobs,
             webhooks=HttpSender(
                 timeout_s=settings.webhooks.timeout_s,

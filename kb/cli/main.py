@@ -17,6 +17,7 @@ COMMANDS = (
     "documents",
     "status",
     "doctor",
+    "migrate",
     "worker",
     "beat",
 )
