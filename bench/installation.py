@@ -183,7 +183,7 @@ def _spawn(
             env=others | dict(made.environment),
             stdout=log,
             stderr=log,
-            start_new_session=True,
+            process_group=0,
         )
     made.programs[name] = Program(process.pid, ours)
     stack.callback(_wait_for_end, process)

@@ -14,6 +14,9 @@ import statistics
 import tempfile
 import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import cache
+from multiprocessing import get_context
 from pathlib import Path
 
 from bench.corpus import SEPARATOR, process_rule
@@ -21,8 +24,10 @@ from bench.installation import Installation, installation
 from bench.report import Json, describe, machine, table, write_json
 from bench.serving import Api, add_dataset
 from bench.words import sentence
+from kb.adapters.local_embedder import LocalEmbedder
 
 _LIMIT_S = 1800.0
+_ALONE = 160  # texts that are embedded to see what the machine gives
 _TOOK = (
     "SELECT extract(epoch FROM max(d.completed_at) - min(d.processing_started_at)),"
     " (SELECT count(*) FROM segments s WHERE s.dataset_id = d.dataset_id)"
@@ -63,7 +68,36 @@ def measure(
         "runs": {str(workers): done for workers, done in runs.items()},
         "segments_per_s": {"1": one, "2": two},
         "ratio": round(two / one, 3),
+        "machine_ratio": machine_ratio(made, cache_dir / "models"),
     }
+
+
+def machine_ratio(made: Sequence[str], models: Path) -> float:
+    """What the machine gives at this moment: two processes that only embed, against one."""
+    texts = [text for body in made for text in body.split(SEPARATOR)][:_ALONE]
+    with (
+        ProcessPoolExecutor(1, mp_context=get_context("spawn")) as first,
+        ProcessPoolExecutor(1, mp_context=get_context("spawn")) as second,
+    ):
+        for pool in (first, second):
+            pool.submit(_embed, models, texts[:8]).result()
+        took_s = {}
+        for pools in ([first], [first, second]):
+            started = time.perf_counter()
+            futures = [pool.submit(_embed, models, texts) for pool in pools]
+            for future in futures:
+                future.result()
+            took_s[len(pools)] = time.perf_counter() - started
+    return round(2 * took_s[1] / took_s[2], 3)
+
+
+@cache
+def _embedder(models: Path) -> LocalEmbedder:
+    return LocalEmbedder(None, cache_dir=models, threads=1, niceness=0)
+
+
+def _embed(models: Path, texts: Sequence[str]) -> None:
+    _embedder(models).embed_documents(texts)
 
 
 def bodies(documents: int, texts: int, words: int) -> list[str]:
@@ -182,7 +216,8 @@ def show(report: Json) -> str:
             f"\n{report['documents']} documents, {report['segments']} segments of "
             f"{report['words']} words",
             table(header, rows),
-            f"two workers / one: {report['ratio']} x",
+            f"two workers / one: {report['ratio']} x; two processes that only embed / one: "
+            f"{report['machine_ratio']} x",
         ]
     )
 

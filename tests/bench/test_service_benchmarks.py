@@ -6,6 +6,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import pytest
 
@@ -62,15 +63,17 @@ def test_two_workers_are_timed_on_the_same_documents(kb: Installation) -> None:
     assert done["segments_per_s"] == pytest.approx(12 / done["seconds"], rel=0.05)
     assert {"worker-1", "worker-2", "api"} <= set(done["cpu_s"])
     assert set(done["stage_s"]) >= {"embed", "index"}
-    report = {
+    report: dict[str, Any] = {
         "machine": machine(),
         "documents": 3,
         "segments": 12,
         "words": 30,
         "runs": {"1": [done], "2": [done]},
         "ratio": 1.0,
+        "machine_ratio": workers.machine_ratio(made, model_cache()),
     }
     json.dumps(report)
+    assert 0.2 < report["machine_ratio"] < 10
     assert "two workers / one: 1.0 x" in workers.show(report)
 
 
