@@ -15,11 +15,15 @@ from typing import Any
 import pytest
 from celery import Celery
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from sqlalchemy import select
 
 from kb.adapters.celery_queue import celery_config
+from kb.db import reading, transaction
+from kb.models import DeliveryStatus, Webhook, WebhookDelivery
 from kb.settings import Redis as RedisSettings
 from kb.settings import Tracing
 from kb.tracing import start_tracing
+from kb.webhooks import EVENTS, add_webhook
 from tests.kb.test_metrics import Samples, parsed
 from tests.receiver import Receiver, receiving
 from tests.services import PostgreSQL, Redis, free_port
@@ -185,3 +189,40 @@ def test_a_monitor_hears_what_workers_do_unless_told_otherwise(service: Service,
     assert document in received["args"]
     assert received["uuid"].startswith(f"{document}-")
     assert received["hostname"].startswith("w0@")
+
+
+# --- webhooks ------------------------------------------------------------------------------------
+
+
+def test_workers_deliver_webhooks_and_a_killed_one_loses_no_message(service: Service) -> None:
+    private = {"KB_WEBHOOKS__ALLOW_PRIVATE": "true", "KB_WEBHOOKS__RETRY_BASE_S": "0.1"}
+    with receiving() as receiver:
+        with transaction(service.resources.sessions) as session:
+            workspace = service.resources.workspace_id
+            add_webhook(session, workspace, receiver.url, EVENTS, most=1)
+        asked = threading.Event()
+
+        def keeps_it(_handler: object) -> None:
+            asked.set()
+            time.sleep(5)
+
+        receiver.then = [keeps_it]
+        first = service.worker(**private)
+        plain = service.dataset("plain")
+        made = service.add(plain, 3)
+        assert asked.wait(60), service.log.read_text()[-3000:]
+        service.kill(first)
+        service.worker(**private)
+        service.start("beat")
+
+        def delivered() -> bool:
+            with reading(service.resources.sessions) as session:
+                states = [d.status for d in session.scalars(select(WebhookDelivery))]
+                assert session.scalars(select(Webhook)).one().disabled_at is None
+            return states == [DeliveryStatus.DELIVERED] * 3
+
+        service.wait(delivered, 90)
+        ids = {message.id: message.data["document_id"] for message in receiver.messages}
+        assert sorted(ids.values()) == sorted(made), "one id for each document"
+        assert len(receiver.messages) == 4, "the one that was kept came again"
+        assert receiver.messages[0].id in {m.id for m in receiver.messages[1:]}
