@@ -89,7 +89,7 @@ def test_a_worker_shows_what_all_its_processes_did(
     second = service.worker(f"--pool={pool}", **environment)
     assert second.wait(60) == 1, "the port is taken"
     worker.terminate()
-    assert worker.wait(30) == 0
+    assert worker.wait(60) == 0
     assert list(temporary.glob("kb-metrics-*")) == []
 
     written = service.log.read_text().splitlines()
