@@ -13,10 +13,11 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from kb.api.deps import bearer_token, get_resources
-from kb.db import now, reading
+from kb.db import moment, reading
 from kb.errors import Unauthorized
 from kb.metrics import REGISTRY
 from kb.status import JobState, QueueState, read_errors, read_jobs, read_queues
@@ -106,7 +107,7 @@ class _OfDatabase(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Read the database."""
-        at = now()
+        at = self._session.execute(select(moment())).scalar_one()
         documents, oldest, errors, jobs, oldest_job = self._families()
         for name, queue in read_queues(self._session, at).items():
             for state in QueueState:

@@ -21,7 +21,7 @@ from sqlalchemy.orm import Session
 from kb.archive.checking import Checked, check
 from kb.archive.layout import ChildRecord, DocumentRecord, SegmentRecord
 from kb.datasets import set_technique
-from kb.db import after_commit, exclusive, now, reading, transaction
+from kb.db import after_commit, exclusive, moment, now, reading, transaction
 from kb.errors import Conflict, DatasetNameDuplicate, InvalidParam
 from kb.ingestion.embedding_cache import embed_cached, remember_vectors, text_hash
 from kb.ingestion.points import Embed, Leaf, write_leaves
@@ -227,7 +227,7 @@ class _Building:
                     id=building.job_id,
                     kind=JobKind.ABANDON_IMPORT,
                     payload=building.payload([]),
-                    not_before=now() + timedelta(seconds=_ALIVE_S),
+                    not_before=moment(_ALIVE_S),
                 )
             )
         if building.space is not None:
@@ -275,7 +275,7 @@ class _Building:
         done = session.execute(
             update(Job)
             .where(Job.id == self.job_id, Job.lease_owner.is_(None))
-            .values(not_before=now() + timedelta(seconds=_ALIVE_S), **values)
+            .values(not_before=moment(_ALIVE_S), **values)
         )
         assert isinstance(done, CursorResult)
         if done.rowcount != 1:

@@ -16,7 +16,7 @@ from typing import Any
 from sqlalchemy import and_, exists, func, or_, select, update
 from sqlalchemy.orm import Session
 
-from kb.db import Sessions, now, reading, transaction
+from kb.db import Sessions, moment, reading, transaction
 from kb.doctor.due import due_work
 from kb.doctor.report import Kind, Report
 from kb.doctor.texts import Text, find_texts
@@ -174,7 +174,7 @@ def _recount(sessions: Sessions, document_id: uuid.UUID) -> None:
             .where(live)
             .values(
                 status=SegmentStatus.COMPLETED,
-                indexed_at=func.coalesce(Segment.indexed_at, now()),
+                indexed_at=func.coalesce(Segment.indexed_at, moment()),
             )
         )
         children = exists().where(ChildChunk.segment_id == Segment.id)

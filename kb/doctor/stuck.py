@@ -15,12 +15,11 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
-from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import and_, case, exists, or_, select, update
 
-from kb.db import now, reading, transaction
+from kb.db import moment, reading, transaction
 from kb.doctor.report import Kind, Report
 from kb.documents import requeue_document
 from kb.ingestion.claims import hold_dataset
@@ -29,8 +28,9 @@ from kb.resources import Resources
 
 _ROWS = 500
 _LEASES = 10
-"""A lease is beyond reason when it ends so many lease times from now: clocks differ by less."""
-_PUT_OFF = timedelta(days=7)
+"""A lease is beyond reason when it ends so many lease times from now: the database's clock was set
+back since."""
+_PUT_OFF_S = 7 * 86_400.0
 """No provider asks to wait longer."""
 
 
@@ -39,7 +39,7 @@ def examine_stuck(resources: Resources, report: Report) -> None:
     after = uuid.UUID(int=0)
     while True:
         with reading(resources.sessions) as session:
-            statement = _stuck(resources, now()).where(Document.id > after)
+            statement = _stuck(resources).where(Document.id > after)
             rows = session.execute(statement.order_by(Document.id).limit(_ROWS)).all()
         for row in rows:
             report.add(Kind.STUCK_DOCUMENTS, f"{row.id} ({row.name!r}: {row.why})")
@@ -51,9 +51,9 @@ def examine_stuck(resources: Resources, report: Report) -> None:
     _examine_jobs(resources, report)
 
 
-def _stuck(resources: Resources, at: datetime) -> Any:
+def _stuck(resources: Resources) -> Any:
     """Stuck documents, each with the reason."""
-    lease_ends = at + timedelta(seconds=_LEASES * resources.settings.ingestion.lease_s)
+    lease_ends = moment(_LEASES * resources.settings.ingestion.lease_s)
     unfinished = Document.indexing_status.in_(UNFINISHED)
     completed = Document.indexing_status == IndexingStatus.COMPLETED
     prepared = Document.pending_version.is_not(None)
@@ -68,7 +68,7 @@ def _stuck(resources: Resources, at: datetime) -> Any:
         "completed, but no version ever went live": and_(completed, Document.version == 0),
         "its lease ends beyond reason": and_(unfinished, Document.lease_expires_at > lease_ends),
         "its next attempt is put off beyond reason": and_(
-            unfinished, Document.next_attempt_at > at + _PUT_OFF
+            unfinished, Document.next_attempt_at > moment(_PUT_OFF_S)
         ),
     }
     why = case(*[(condition, reason) for reason, condition in reasons.items()])
@@ -85,7 +85,7 @@ def _requeue(resources: Resources, ids: Sequence[uuid.UUID]) -> None:
                 continue
             hold_dataset(session, document.dataset_id)
             session.refresh(document, with_for_update=True)
-            still = _stuck(resources, now()).where(Document.id == document_id)
+            still = _stuck(resources).where(Document.id == document_id)
             if session.execute(still).one_or_none() is None:
                 continue
             requeue_document(session, document)
@@ -93,9 +93,8 @@ def _requeue(resources: Resources, ids: Sequence[uuid.UUID]) -> None:
 
 
 def _examine_jobs(resources: Resources, report: Report) -> None:
-    at = now()
-    lease_ends = at + timedelta(seconds=_LEASES * resources.settings.ingestion.lease_s)
-    stuck = or_(Job.lease_expires_at > lease_ends, Job.not_before > at + _PUT_OFF)
+    lease_ends = moment(_LEASES * resources.settings.ingestion.lease_s)
+    stuck = or_(Job.lease_expires_at > lease_ends, Job.not_before > moment(_PUT_OFF_S))
     with reading(resources.sessions) as session:
         rows = session.execute(select(Job.id, Job.kind).where(stuck).order_by(Job.id)).all()
     for row in rows:
@@ -105,5 +104,5 @@ def _examine_jobs(resources: Resources, report: Report) -> None:
             session.execute(
                 update(Job)
                 .where(stuck)
-                .values(lease_owner=None, lease_expires_at=None, not_before=at)
+                .values(lease_owner=None, lease_expires_at=None, not_before=moment())
             )
