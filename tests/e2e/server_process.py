@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -90,6 +91,13 @@ class ServerProcess:
                 pass
             time.sleep(0.02)
         raise AssertionError(f"not ready within {limit_s} s:\n{self.text()[-4000:]}")
+
+    def wait_until(self, done: Callable[[], bool], limit_s: float) -> None:
+        """Poll; fails with its log when it takes longer."""
+        ends = time.monotonic() + limit_s
+        while not done():
+            assert time.monotonic() < ends, f"not within {limit_s} s:\n{self.text()[-4000:]}"
+            time.sleep(0.05)
 
     def kill(self) -> None:
         """kill -9, by its id; returns when the process is gone."""

@@ -126,17 +126,18 @@ class Load:
 
     def put(self, document: Expected, content: Content) -> None:
         """Upload; the document counts as accepted when the answer is there."""
-        answer = self._send(document, content)
+        answer = self.send(document.name, content)
         assert answer.status_code == 200, answer.text
         document.id = answer.json()["document"]["id"]
         document.contents.append(content.key)
         self.documents[document.name] = document
 
-    def _send(self, document: Expected, content: Content) -> Any:
+    def send(self, name: str, content: Content) -> Any:
+        """An upload and its answer."""
         return self.client.post(
             f"/v1/datasets/{self.dataset}/document/create-by-file",
             data={"data": json.dumps({"process_rule": LINES})},
-            files={"file": (document.name, content.text.encode())},
+            files={"file": (name, content.text.encode())},
         )
 
     def try_to_add(self, content: Content) -> int:
@@ -150,7 +151,7 @@ class Load:
             document.answered = False
             self.documents[document.name] = document
         try:
-            answer = self._send(document, content)
+            answer = self.send(document.name, content)
         except httpx.TransportError:
             return 0
         if answer.status_code == 200:

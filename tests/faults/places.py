@@ -43,7 +43,7 @@ STEPS: dict[str, str] = {
 
 EMBEDDING_STEPS: dict[str, str] = {
     "embed": "kb.adapters.local_embedder:LocalEmbedder.embed_documents",
-    "remember": "kb.ingestion.embedding_cache:_remember",
+    "remember": "kb.ingestion.embedding_cache:remember_vectors",
 }
 """Steps of datasets with vectors only."""
 

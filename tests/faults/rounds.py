@@ -8,7 +8,6 @@ import signal
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, field
 
 import httpx
@@ -17,6 +16,7 @@ import redis
 from kb.adapters.celery_queue import QUEUES
 from kb.doctor import examine
 from tests.embedding_provider import MODEL, Provider, status
+from tests.faults.disk import filled
 from tests.faults.load import LONG, SMALL, Load
 from tests.faults.places import NODES, places
 from tests.faults.site import DENSE_LINES, LEASE_S, Site
@@ -253,20 +253,14 @@ def disk_full(round_: Round) -> None:
     load = round_.begin()
     site.end_workers()
     load.mix()
-    filler = site.service.settings.data_dir / "filler"
-    with filler.open("wb", buffering=0) as file:
-        for size in (1 << 16, 1 << 12):
-            with suppress(OSError):
-                while True:
-                    file.write(b"x" * size)
-    site.heal()
-    for lines in (1, 40):
-        answer = load.try_to_add(load.some(lines))
-        assert answer == 503, answer
-    assert site.wait(lambda: site.runs("failed", load) > 0), site.told()
-    time.sleep(round_.chance.uniform(0.0, 2.0))
+    with filled(site.service.settings.data_dir):
+        site.heal()
+        for lines in (1, 40):
+            answer = load.try_to_add(load.some(lines))
+            assert answer == 503, answer
+        assert site.wait(lambda: site.runs("failed", load) > 0), site.told()
+        time.sleep(round_.chance.uniform(0.0, 2.0))
     refused = [d for d in load.documents.values() if not d.answered]
-    filler.unlink()
     for document in refused:
         del load.documents[document.name]
     load.disturb()

@@ -7,7 +7,6 @@ from __future__ import annotations
 import os
 import random
 import shutil
-import subprocess
 import tempfile
 import time
 import uuid
@@ -34,6 +33,7 @@ from kb.models import (
 from kb.settings import Limits
 from tests.contracts.qdrant_double import Double
 from tests.faults.check import Reference, read_reference
+from tests.faults.disk import small_disk
 from tests.faults.load import CONTENTS, Load, new_name
 from tests.faults.nursery import Child, Nursery
 from tests.faults.places import set_trap
@@ -269,7 +269,7 @@ def open_site(directory: Path | None = None) -> Iterator[Site]:
         stack.callback(postgresql.stop)
         broker = start_redis()
         stack.callback(broker.stop)
-        small_disk = stack.enter_context(_small_disk(directory / "data"))
+        mounted = stack.enter_context(small_disk(directory / "data", DISK_BYTES))
         service = stack.enter_context(
             open_service(
                 directory,
@@ -286,7 +286,7 @@ def open_site(directory: Path | None = None) -> Iterator[Site]:
         trap = directory / "trap"
         nursery = Nursery(trap)
         stack.callback(nursery.close)
-        site = Site(service, postgresql, service.double, nursery, trap, small_disk)
+        site = Site(service, postgresql, service.double, nursery, trap, mounted)
         stack.callback(site.end_workers)
         site.heal()
         yield site
@@ -297,24 +297,6 @@ def _answers(url: str) -> bool:
         return httpx.get(f"{url}/health/ready", timeout=5).status_code == 200
     except httpx.TransportError:
         return False
-
-
-@contextmanager
-def _small_disk(directory: Path) -> Iterator[bool]:
-    """Whether the directory is a disk of its own now; only root can mount one."""
-    directory.mkdir()
-    size = f"size={DISK_BYTES}"
-    mounted = (
-        shutil.which("mount") is not None
-        and not subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", size, "kb-faults", str(directory)], capture_output=True
-        ).returncode
-    )
-    try:
-        yield mounted
-    finally:
-        if mounted:
-            subprocess.run(["umount", "--lazy", str(directory)], check=True)
 
 
 def _memory() -> Any:
