@@ -99,8 +99,9 @@ def test_throughput_and_stages_are_those_of_the_runs(lab: Lab) -> None:
     assert {stage.kind: stage.runs for stage in found.stages} == dict.fromkeys(
         ["extract.auto", "clean", "chunk.general", "embed", "index"], 3
     )
-    assert found.stages[0].kind == "embed", "though it happens while the index node runs"
-    assert found.stages[0].seconds >= 0.6, "two batches of each document"
+    took = {stage.kind: stage.seconds for stage in found.stages}
+    assert took["embed"] >= 0.6, "two batches of each document, though the index node asks for them"
+    assert list(took.values()) == sorted(took.values(), reverse=True)
     assert found.eta_s == 0
 
 
@@ -189,10 +190,10 @@ def add_runs(sessions: Sessions, *, old: int, new: int) -> None:
 
 
 def test_no_statement_reads_what_is_finished(shelf: Shelf, database: str) -> None:
-    shelf.add("done", 6000, indexing_status=IndexingStatus.COMPLETED, pending_version=None)
+    shelf.add("done", 3000, indexing_status=IndexingStatus.COMPLETED, pending_version=None)
     shelf.add("waits", 60)
     shelf.add("bad", 20, indexing_status=IndexingStatus.ERROR, error_code="no_text")
-    add_runs(shelf.sessions, old=6000, new=60)
+    add_runs(shelf.sessions, old=3000, new=60)
     with transaction(shelf.sessions) as session:
         for _ in range(2000):
             enqueue(session, JobKind.DELETE_POINTS, ids=["x" * 36] * 10)
