@@ -191,10 +191,12 @@ class _Turns:
             self._next += 1
         return number, self._started + number / self._per_s
 
-    def hold(self, seconds: float) -> None:
-        """Let all later turns come later."""
+    def go_on(self) -> float:
+        """After a pause: no later turn is due before this moment, which is returned."""
         with self._lock:
-            self._started += seconds
+            present = time.monotonic()
+            self._started = max(self._started, present - self._next / self._per_s)
+        return present
 
 
 def _upload_all(
@@ -209,10 +211,10 @@ def _upload_all(
         while (turn := turns.take()) is not None and time.monotonic() < ends:
             number, due = turn
             _sleep_until(min(due, ends))
-            while record.left >= plan.backlog and time.monotonic() < ends:
-                time.sleep(0.1)
-                turns.hold(0.1 / plan.clients)
-                due = time.monotonic()
+            if record.left >= plan.backlog:
+                while record.left >= plan.backlog and time.monotonic() < ends:
+                    time.sleep(0.1)
+                due = turns.go_on()
             if time.monotonic() >= ends:
                 break
             dataset, body = datasets[number % len(datasets)], _body(number, plan)
