@@ -139,6 +139,7 @@ class Pool:
         most: connections open at once; who asks for one more waits `timeout_s`.
         connect_timeout_s: how long opening one may take.
         lock_timeout_s: how long a statement waits for a row that another transaction changes.
+        idle_transaction_s: the server ends a transaction whose client says nothing for this long.
     """
 
     size: int = 10
@@ -146,6 +147,7 @@ class Pool:
     timeout_s: float = 30.0
     connect_timeout_s: float = 10.0
     lock_timeout_s: float = 30.0
+    idle_transaction_s: float = 120.0
 
 
 def open_database(url: str, pool: Pool | None = None) -> Sessions:
@@ -192,7 +194,7 @@ def _open_postgresql(url: URL, pool: Pool) -> Sessions:
             connect_args={
                 "connect_timeout": max(1, round(pool.connect_timeout_s)),
                 "application_name": "kb",
-                "options": f"-c lock_timeout={int(pool.lock_timeout_s * 1000)} -c timezone=UTC",
+                "options": _server_options(pool),
                 # A server that vanished without a word is noticed after about a minute.
                 "keepalives_idle": 30,
                 "keepalives_interval": 10,
@@ -205,6 +207,19 @@ def _open_postgresql(url: URL, pool: Pool) -> Sessions:
         ) from exc
     read = engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
     return Sessions(engine=engine, write=_factory(engine), read=_factory(read, autoflush=False))
+
+
+def _server_options(pool: Pool) -> str:
+    options = {
+        "timezone": "UTC",
+        "lock_timeout": int(pool.lock_timeout_s * 1000),
+        # A client that froze, or vanished without a word, does not keep its locks for hours.
+        "idle_in_transaction_session_timeout": int(pool.idle_transaction_s * 1000),
+        "tcp_keepalives_idle": 30,
+        "tcp_keepalives_interval": 10,
+        "tcp_keepalives_count": 3,
+    }
+    return " ".join(f"-c {name}={value}" for name, value in options.items())
 
 
 def _open_sqlite(url: URL) -> Sessions:

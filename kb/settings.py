@@ -93,6 +93,9 @@ class Database(BaseModel):
     """How long work waits for a free connection."""
     connect_timeout_s: float = Field(default=10.0, gt=0)
     """How long a new connection may take."""
+    idle_transaction_s: float = Field(default=120.0, gt=0)
+    """A transaction whose process froze or vanished is ended after this long, and its locks with
+    it; no transaction of ours is silent for seconds."""
     lock_timeout_s: float = Field(default=30.0, gt=0)
     """How long a statement waits for a row that another transaction changes."""
 

@@ -134,6 +134,7 @@ def _open_sessions(settings: Settings) -> Sessions:
         timeout_s=database.pool_timeout_s,
         connect_timeout_s=database.connect_timeout_s,
         lock_timeout_s=database.lock_timeout_s,
+        idle_transaction_s=database.idle_transaction_s,
     )
     try:
         return open_database(settings.sqlalchemy_url, pool)

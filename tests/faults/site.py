@@ -30,7 +30,7 @@ from kb.models import (
     PipelineRun,
     UploadFile,
 )
-from kb.settings import Limits
+from kb.settings import Database, Limits
 from tests.contracts.qdrant_double import Double
 from tests.faults.check import Reference, read_reference
 from tests.faults.disk import small_disk
@@ -276,6 +276,7 @@ def open_site(directory: Path | None = None) -> Iterator[Site]:
                 postgresql,
                 broker,
                 limits=Limits(min_free_bytes=0),
+                database=Database(idle_transaction_s=1.0),
                 lease_s=LEASE_S,
                 sweep_s=SWEEP_S,
                 batch_segments=BATCH,

@@ -406,3 +406,27 @@ def test_the_server_keeps_moments_in_utc(server_sessions: Sessions) -> None:
         assert session.scalar(text("SHOW timezone")) == "UTC"
         at = session.scalar(text("SELECT now()"))
         assert abs(at - now()) < timedelta(minutes=1)
+
+
+@pytest.mark.integration
+def test_a_client_that_froze_in_a_transaction_does_not_keep_its_locks(
+    postgresql: PostgreSQL,
+) -> None:
+    with postgresql.database() as url:
+        frozen = open_database(url, Pool(idle_transaction_s=0.4))
+        other = open_database(url, Pool(lock_timeout_s=10))
+        try:
+            with transaction(other) as session:
+                session.execute(text("CREATE TABLE t AS SELECT 1 AS n"))
+            session = frozen.write()
+            session.execute(text("UPDATE t SET n = 2"))
+            with transaction(other) as second:  # waits until the first is ended
+                second.execute(text("UPDATE t SET n = 3"))
+            with pytest.raises(DBAPIError, match="idle-in-transaction"):
+                session.execute(text("UPDATE t SET n = 4"))
+            session.close()
+            with reading(other) as session:
+                assert session.execute(text("SELECT n FROM t")).scalar_one() == 3
+        finally:
+            frozen.close()
+            other.close()

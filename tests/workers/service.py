@@ -23,7 +23,7 @@ from kb.db import reading
 from kb.models import UNFINISHED, ChildChunk, Document, IndexingStatus, PipelineRun, Segment
 from kb.ports import Space
 from kb.resources import FULL_TEXT_SPACE, Resources
-from kb.settings import Embedding, Ingestion, Limits, Qdrant, Settings
+from kb.settings import Database, Embedding, Ingestion, Limits, Qdrant, Settings
 from kb.wiring import open_resources
 from tests.contracts.qdrant_double import Double
 from tests.kb.server import KEY, LINES, add_dataset, add_text
@@ -87,6 +87,7 @@ class Service:
             "KB_QDRANT__RETRY_BASE_S": str(given.qdrant.retry_base_s),
             **_as_environment("KB_INGESTION__", given.ingestion),
             **_as_environment("KB_LIMITS__", given.limits),
+            **_as_environment("KB_DATABASE__", given.database),
         }
 
     def kill(self, process: subprocess.Popen[bytes]) -> None:
@@ -181,17 +182,19 @@ def open_service(
     broker: Redis,
     *,
     limits: Limits | None = None,
+    database: Database | None = None,
     **ingestion: Any,
 ) -> Iterator[Service]:
     """A fresh installation without workers; whatever was started is ended with it."""
     with ExitStack() as stack:
-        database = stack.enter_context(postgresql.database())
+        database_url = stack.enter_context(postgresql.database())
         double = stack.enter_context(Double(directory / "qdrant"))
         with redis.Redis.from_url(broker.url) as connection:
             connection.flushall()
         settings = Settings(
             data_dir=directory / "data",
-            database_url=database,
+            database_url=database_url,
+            database=database or Database(),
             redis_url=SecretStr(broker.url),
             qdrant=Qdrant(url=double.url, prefer_grpc=False, retry_base_s=0.01),
             embedding=Embedding(cache_dir=model_cache()),
