@@ -10,7 +10,6 @@ import logging
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import timedelta
 from functools import partial
 from typing import IO, Any
 
@@ -51,7 +50,7 @@ log = logging.getLogger("kb.archive")
 
 _ALIVE_S = 120.0
 """An import that writes nothing for so long is taken for dead."""
-_HIDDEN = timedelta(days=6)
+_HIDDEN_S = 6 * 86_400.0
 """Documents of a hidden dataset are put off so long; showing it makes them due."""
 _ROWS = 500
 _ANNOUNCED = 1000
@@ -352,7 +351,8 @@ class _Building:
         )
         session.add(upload)
         session.flush()
-        at = now()
+        at: Any = moment()
+        hidden: Any = moment(_HIDDEN_S)
         small = source.bytes <= resources.settings.ingestion.interactive_bytes
         session.add(
             Document(
@@ -379,7 +379,7 @@ class _Building:
                 is_paused=record.is_paused,
                 queue=Queue.INTERACTIVE if small else Queue.BULK,
                 queued_at=at,
-                next_attempt_at=at + _HIDDEN,
+                next_attempt_at=hidden,
                 enabled=record.enabled,
                 disabled_at=record.disabled_at,
                 archived=record.archived,
@@ -401,7 +401,7 @@ class _Building:
 
     def _rows(self, parts: _Parts, document_id: uuid.UUID) -> tuple[Rows, Rows]:
         """Rows as a worker that has staged the document leaves them."""
-        ids, at = self._ids, now()
+        ids, at = self._ids, now()  # shown only
         common = {
             "dataset_id": ids.dataset_id,
             "document_id": document_id,
@@ -478,7 +478,7 @@ class _Building:
             )
 
     def _go_live(self, record: DocumentRecord, document_id: uuid.UUID, segments: Rows) -> None:
-        at = now()
+        at = moment()
         with transaction(self._resources.sessions) as session:
             self._alive(session)
             shown = {"live": True, "staged_version": None, "indexed_at": at}
@@ -533,7 +533,7 @@ class _Building:
                 session.execute(
                     update(Dataset)
                     .where(Dataset.id == dataset_id)
-                    .values(workspace_id=resources.workspace_id, name=name, updated_at=now())
+                    .values(workspace_id=resources.workspace_id, name=name, updated_at=moment())
                 )
                 left = (mine, Document.pending_version.is_not(None), Document.is_paused.is_(False))
                 queued = session.scalar(select(func.count()).select_from(Document).where(*left))

@@ -13,7 +13,7 @@ from typing import Any
 
 from sqlalchemy import Table, and_, func, or_, select
 
-from kb.db import Base, Sessions, now, reading, transaction
+from kb.db import Base, Sessions, moment, reading, transaction
 from kb.ingestion.claims import IN_WORK
 from kb.migrate.ledger import Ledger
 from kb.models import Document, IndexingStatus, Job
@@ -25,12 +25,11 @@ Row = dict[str, Any]
 
 def in_use(sessions: Sessions) -> str | None:
     """Who holds a lease at this moment; None: nobody."""
-    at = now()
     with reading(sessions) as session:
         for table in (Document, Job):
             owner: str | None = session.scalar(
                 select(table.lease_owner)
-                .where(table.lease_owner.is_not(None), table.lease_expires_at > at)
+                .where(table.lease_owner.is_not(None), table.lease_expires_at > moment())
                 .limit(1)
             )
             if owner is not None:
