@@ -57,8 +57,8 @@ def target(database: str, tmp_path: Path) -> Iterator[Lab]:
         yield opened
 
 
-def refuse(_texts: object) -> None:
-    raise AssertionError("the model was asked")
+def refuse(*_: object) -> None:
+    raise AssertionError("this was not to be asked for")
 
 
 def fill(lab: Lab, **body: Any) -> str:
@@ -397,9 +397,10 @@ def empty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
 
 
 @pytest.mark.parametrize("case", sorted(REFUSED))
-def test_what_is_no_sound_archive_is_refused_and_leaves_nothing(
-    empty: Lab, archive: bytes, case: str
+def test_what_is_no_sound_archive_is_refused_before_anything_is_written(
+    empty: Lab, archive: bytes, case: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(importing._Building, "start", refuse)
     change, said = REFUSED[case]
     answer = empty.client.post("/v1/datasets/import", content=change(archive))
     body = answer.json()
