@@ -13,7 +13,7 @@ from functools import lru_cache, partial
 from typing import Any
 
 from sqlalchemy import func, select, update
-from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import InterfaceError, InternalError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
 
@@ -138,7 +138,7 @@ def _cause(exc: Exception) -> Exception:
     """The error itself when a node only passed on what a store or library raised."""
     wrapped = isinstance(exc, NodeError) and exc.code == NodeError.code
     error = exc.__cause__ if wrapped and isinstance(exc.__cause__, Exception) else exc
-    if isinstance(error, OperationalError | InterfaceError | PoolTimeout):
+    if isinstance(error, OperationalError | InterfaceError | InternalError | PoolTimeout):
         reason = getattr(error, "orig", None) or error
         away = StoreUnavailable("database", "ingest", str(reason).strip())
         away.__cause__ = error

@@ -165,6 +165,7 @@ def frozen(round_: Round) -> None:
     time.sleep(LEASE_S * round_.chance.choice((0.3, 1.3, 1.8)))
     for worker in stopped:
         os.kill(worker.pid, signal.SIGCONT)
+    time.sleep(1.0)  # it learns that its document is another's, and takes back what it wrote last
     round_.note = place if stopped else f"{place} (not reached)"
 
 

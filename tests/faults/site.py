@@ -276,7 +276,7 @@ def open_site(directory: Path | None = None) -> Iterator[Site]:
                 postgresql,
                 broker,
                 limits=Limits(min_free_bytes=0),
-                database=Database(idle_transaction_s=1.0),
+                database=Database(idle_transaction_s=5.0),
                 lease_s=LEASE_S,
                 sweep_s=SWEEP_S,
                 batch_segments=BATCH,
