@@ -36,7 +36,10 @@ _SMALL = 100_000  # bytes of a body that is read sooner than its dataset is look
 
 
 async def json_body(
-    request: Request, resources: ResourcesDep, _: Annotated[None, Depends(check_path)]
+    request: Request,
+    resources: ResourcesDep,
+    _caller: CallerDep,
+    _: Annotated[None, Depends(check_path)],
 ) -> Any:
     """The parsed body, every text in it `storable`; None when there is none.
 
