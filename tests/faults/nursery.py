@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -78,10 +79,9 @@ class Child:
 
     def kill(self) -> None:
         """kill -9 of the process and its children; returns when it is gone."""
-        try:
-            os.killpg(self.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            return
+        for end in (os.killpg, os.kill):  # one that has just been born leads no group yet
+            with suppress(ProcessLookupError):
+                end(self.pid, signal.SIGKILL)
         self.wait(10)
 
     def wait(self, limit_s: float) -> None:
