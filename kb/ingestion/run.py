@@ -391,7 +391,11 @@ class _Recorder:
         session.execute(
             update(PipelineRun)
             # Not what is written already: the answer to that commit may have been lost.
-            .where(PipelineRun.id == self._claim.run_id, PipelineRun.status == "running")
+            # What its successor took for lost has an outcome after all.
+            .where(
+                PipelineRun.id == self._claim.run_id,
+                PipelineRun.status.in_(("running", "lost")),
+            )
             .values(
                 status=status,
                 finished_at=moment(),
