@@ -183,6 +183,8 @@ def _check_history(
         for number, count in succeeded.items()
         if count > 1 and number != row.version
     ]
+    if len(numbers) > 1:  # its next version was claimed before the worker of this one had noticed
+        ended = ended | {"lost"}
     strange = {run.status for run in runs} - ended
     if strange:
         why = sorted({f"{run.status}: {run.error}" for run in runs if run.status in strange})
