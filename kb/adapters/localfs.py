@@ -133,9 +133,8 @@ class LocalBlobs:
                     raise
             except (FileExistsError, NotADirectoryError, IsADirectoryError) as exc:
                 # mkdir says so, too, when a delete took the directory away as it looked.
-                parent = target.parent
-                gone = isinstance(exc, FileExistsError) and (parent.is_dir() or not parent.exists())
-                if gone and left:
+                below_a_blob = any(parent.is_file() for parent in target.parents)
+                if isinstance(exc, FileExistsError) and not below_a_blob and left:
                     continue
                 raise ValueError(
                     f"blob key {key!r}: a blob cannot be stored where others have their folder, "

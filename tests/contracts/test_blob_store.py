@@ -551,8 +551,10 @@ def test_a_process_whose_settings_name_a_bucket_keeps_its_files_there(
             assert client.post("/v1/doctor").json()["healthy"]
             (upload,) = resources.blobs.keys("uploads/")
             resources.blobs.delete(upload)
-            lost = client.post("/v1/doctor").json()["lost_files"]
-            assert [upload in line for line in lost] == [True]
+            found = client.post("/v1/doctor").json()["findings"]
+            assert list(found) == ["lost_files"]
+            assert found["lost_files"]["count"] == 1
+            assert upload in str(found["lost_files"])
     assert not (tmp_path / "data" / "blobs").exists()
 
 
