@@ -48,7 +48,9 @@ def celery_config(url: str, redis: Redis) -> dict[str, Any]:
         "socket_connect_timeout": redis.connect_timeout_s,
         "socket_keepalive": True,
         "health_check_interval": 25,
-        "retry_on_timeout": True,
+        # Nor anything else within the client: it would connect anew by itself when the broker
+        # restarts, and then read what never comes, on and on. It is the worker that connects anew.
+        "retry_on_timeout": False,
     }
     if redis.sentinel_master is not None:
         transport["master_name"] = redis.sentinel_master
@@ -129,6 +131,7 @@ class CeleryQueue:
             "interval_start": 0,
             "interval_step": 0.1,
             "interval_max": 0.1,
+            "retry_on_timeout": True,
             "socket_timeout": redis.connect_timeout_s,
         }
         self._silent_until = 0.0
