@@ -97,6 +97,19 @@ class PointHead:
     version: int
     text_hash: str
 
+    def whole(self, dense: Vector | None, terms: Terms) -> Point:
+        """The point, with its vectors."""
+        return Point(
+            id=self.id,
+            dataset_id=self.dataset_id,
+            document_id=self.document_id,
+            segment_id=self.segment_id,
+            version=self.version,
+            text_hash=self.text_hash,
+            dense=dense,
+            terms=terms,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Scored:

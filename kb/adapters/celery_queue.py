@@ -48,8 +48,8 @@ def celery_config(url: str, redis: Redis) -> dict[str, Any]:
         "socket_connect_timeout": redis.connect_timeout_s,
         "socket_keepalive": True,
         "health_check_interval": 25,
-        # Nor anything else within the client: it would connect anew by itself when the broker
-        # restarts, and then read what never comes, on and on. It is the worker that connects anew.
+        # With it the client would retry a lost connection, too: connect anew by itself when the
+        # broker restarts, and then read what never comes. It is the worker that connects anew.
         "retry_on_timeout": False,
     }
     if redis.sentinel_master is not None:

@@ -112,18 +112,7 @@ def head(record: edge.Record) -> PointHead:
 
 def whole(record: edge.Record) -> Point:
     """A record that was read with its payload and its vectors."""
-    known = head(record)
-    dense, terms = from_engine(record.vector)
-    return Point(
-        id=known.id,
-        dataset_id=known.dataset_id,
-        document_id=known.document_id,
-        segment_id=known.segment_id,
-        version=known.version,
-        text_hash=known.text_hash,
-        dense=dense,
-        terms=terms,
-    )
+    return head(record).whole(*from_engine(record.vector))
 
 
 def uuid_of(point_id: edge.PointId) -> UUID:

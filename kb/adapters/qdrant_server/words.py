@@ -149,15 +149,4 @@ def head(record: models.Record) -> PointHead:
 
 def whole(record: models.Record) -> Point:
     """A record that was read with its payload and its vectors."""
-    known = head(record)
-    dense, terms = from_server(record.vector)
-    return Point(
-        id=known.id,
-        dataset_id=known.dataset_id,
-        document_id=known.document_id,
-        segment_id=known.segment_id,
-        version=known.version,
-        text_hash=known.text_hash,
-        dense=dense,
-        terms=terms,
-    )
+    return head(record).whole(*from_server(record.vector))
