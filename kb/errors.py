@@ -62,6 +62,7 @@ _LISTS = {
     "document": "GET /v1/datasets/{dataset_id}/documents",
     "batch": "GET /v1/datasets/{dataset_id}/documents",
     "webhook": "GET /v1/webhooks",
+    "query": "GET /v1/queries",
 }
 
 

@@ -462,15 +462,28 @@ class PipelineRun(Base):
 
 
 class DatasetQuery(Base):
-    """A query that was asked, for its history."""
+    """A query that was asked of a dataset, how, and what came back.
+
+    A call that asks several datasets leaves a row with each; they have the same `call_id`.
+    """
 
     __tablename__ = "dataset_queries"
+    __table_args__ = (
+        Index("ix_dataset_queries_dataset_id_created_at", "dataset_id", "created_at"),
+    )
     id: Mapped[Id]
-    dataset_id: Mapped[DatasetId]
+    dataset_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("datasets.id", ondelete="CASCADE"))
     content: Mapped[str] = mapped_column(Text)
     source: Mapped[str] = mapped_column(String(32))
     created_by: Mapped[uuid.UUID]
-    created_at: Mapped[CreatedAt]
+    created_at: Mapped[CreatedAt] = mapped_column(index=True)
+    call_id: Mapped[uuid.UUID | None]
+    settings: Mapped[Json | None]
+    """What the search was told, as the call's source writes it; None: kept before this was."""
+    hits: Mapped[list[Any] | None]
+    """[[segment id, score], ...] of this dataset, best first"""
+    latency_ms: Mapped[float | None]
+    """Of the whole call"""
 
 
 class Webhook(Base):

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
+from typing import Any
 
 from sqlalchemy import insert, select, update
 
@@ -18,22 +19,47 @@ from kb.models import Dataset, DatasetQuery, Segment
 
 log = logging.getLogger("kb.query_log")
 
+Found = tuple[uuid.UUID, float]
+"""A segment that was returned, and its score."""
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, slots=True)
 class Asked:
     """A query that was answered.
 
     Attributes:
-        source: which door it came through, such as `hit_testing`.
+        source: which door it came through: `hit_testing`, `external` or `app`.
+        settings: enough to ask it again; what is in it is the source's own affair.
+        hits: what the dataset gave, best first.
+        latency_ms: of the whole call.
         used: segments whose hit count grows by one.
+        call_id: the same in all rows of a call that asked several datasets.
     """
 
     dataset_id: uuid.UUID
     query: str
     source: str
     actor: uuid.UUID
-    used: tuple[uuid.UUID, ...]
     at: datetime
+    settings: dict[str, Any] | None
+    hits: tuple[Found, ...] | None
+    latency_ms: float | None
+    used: tuple[uuid.UUID, ...]
+    call_id: uuid.UUID | None
+
+    def row(self) -> dict[str, Any]:
+        """As the table has it."""
+        return {
+            "dataset_id": self.dataset_id,
+            "content": self.query,
+            "source": self.source,
+            "created_by": self.actor,
+            "created_at": self.at,
+            "call_id": self.call_id,
+            "settings": self.settings,
+            "hits": None if self.hits is None else [[str(id), score] for id, score in self.hits],
+            "latency_ms": None if self.latency_ms is None else round(self.latency_ms, 3),
+        }
 
 
 class QueryLog:
@@ -41,11 +67,15 @@ class QueryLog:
 
     A commit per query would make the next query on the same connection wait for the disk. What
     a crash can lose is the last moment's history, never a document.
+
+    Args:
+        history: False counts hits only.
     """
 
-    def __init__(self, sessions: Sessions, *, flush_s: float = 1.0) -> None:
+    def __init__(self, sessions: Sessions, *, flush_s: float = 1.0, history: bool = True) -> None:
         self._sessions = sessions
         self._flush_s = flush_s
+        self._history = history
         self._pending: list[Asked] = []
         self._lock = threading.Lock()
         self._closing = threading.Event()
@@ -59,10 +89,30 @@ class QueryLog:
         *,
         source: str,
         actor: uuid.UUID,
+        settings: dict[str, Any] | None = None,
+        hits: Sequence[Found] | None = None,
+        latency_ms: float | None = None,
         used: Sequence[uuid.UUID] = (),
+        call_id: uuid.UUID | None = None,
+        at: datetime | None = None,
     ) -> None:
-        """Note a query; returns at once."""
-        asked = Asked(dataset_id, query, source, actor, tuple(used), now())
+        """Note a query, with what `Asked` says of it; returns at once.
+
+        Args:
+            at: the same in all rows of a call; None: this moment.
+        """
+        asked = Asked(
+            dataset_id=dataset_id,
+            query=query,
+            source=source,
+            actor=actor,
+            at=at or now(),
+            settings=settings,
+            hits=None if hits is None else tuple(hits),
+            latency_ms=latency_ms,
+            used=tuple(used),
+            call_id=call_id,
+        )
         with self._lock:
             self._pending.append(asked)
 
@@ -71,7 +121,7 @@ class QueryLog:
         with self._lock:
             pending, self._pending = self._pending, []
         if pending:
-            retried(partial(_write, self._sessions, pending))
+            retried(partial(_write, self._sessions, pending, history=self._history))
 
     def close(self) -> None:
         """Write the rest and stop; repeats safely."""
@@ -87,7 +137,7 @@ class QueryLog:
                 log.exception("queries could not be written to the history")
 
 
-def _write(sessions: Sessions, pending: Sequence[Asked]) -> None:
+def _write(sessions: Sessions, pending: Sequence[Asked], *, history: bool) -> None:
     hits = Counter(segment for asked in pending for segment in asked.used)
     with transaction(sessions) as session:
         known = set(
@@ -95,17 +145,7 @@ def _write(sessions: Sessions, pending: Sequence[Asked]) -> None:
                 select(Dataset.id).where(Dataset.id.in_({a.dataset_id for a in pending}))
             )
         )
-        rows = [
-            {
-                "dataset_id": asked.dataset_id,
-                "content": asked.query,
-                "source": asked.source,
-                "created_by": asked.actor,
-                "created_at": asked.at,
-            }
-            for asked in pending
-            if asked.dataset_id in known
-        ]
+        rows = [asked.row() for asked in pending if history and asked.dataset_id in known]
         if rows:
             session.execute(insert(DatasetQuery), rows)
         # In order of the id: two processes that count the same hits do not wait for each other.

@@ -254,6 +254,8 @@ class Ingestion(BaseModel):
     """How long the record of an ended pipeline run is kept."""
     keep_queries_days: float = Field(default=365.0, gt=0)
     """How long a query stays in the history."""
+    keep_queries: int = Field(default=100_000, ge=0)
+    """The newest queries of each dataset that stay in the history; 0 keeps none."""
 
 
 class Metrics(BaseModel):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from sqlalchemy import CursorResult, delete, select
+from sqlalchemy import CursorResult, delete, func, select
 
 from kb.db import moment, reading, transaction
 from kb.ingestion.claims import waiting_documents
@@ -59,7 +59,36 @@ def clean_up(resources: Resources) -> int:
     return (
         _remove(resources, PipelineRun, PipelineRun.finished_at < runs)
         + _remove(resources, DatasetQuery, DatasetQuery.created_at < queries)
+        + _remove_surplus_queries(resources, keep.keep_queries)
         + _remove(resources, WebhookDelivery, ended)
+    )
+
+
+def _remove_surplus_queries(resources: Resources, keep: int) -> int:
+    """Those of each dataset beyond its newest `keep`."""
+    with reading(resources.sessions) as session:
+        crowded = session.scalars(
+            select(DatasetQuery.dataset_id)
+            .group_by(DatasetQuery.dataset_id)
+            .having(func.count() > keep)
+        ).all()
+        newest_to_go = {
+            dataset_id: session.scalar(
+                select(DatasetQuery.created_at)
+                .where(DatasetQuery.dataset_id == dataset_id)
+                .order_by(DatasetQuery.created_at.desc())
+                .offset(keep)
+                .limit(1)
+            )
+            for dataset_id in crowded
+        }
+    return sum(
+        _remove(
+            resources,
+            DatasetQuery,
+            (DatasetQuery.dataset_id == dataset_id) & (DatasetQuery.created_at <= at),
+        )
+        for dataset_id, at in newest_to_go.items()
     )
 
 

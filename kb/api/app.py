@@ -25,6 +25,7 @@ from kb.api import (
     datasets,
     documents,
     metrics,
+    queries,
     retrieval,
     segments,
     status,
@@ -48,6 +49,7 @@ ROUTERS = (
     documents.router,
     segments.router,
     retrieval.router,
+    queries.router,
     webhooks.router,
     status.router,
     metrics.router,
@@ -68,7 +70,9 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        app.state.query_log = QueryLog(resources.sessions)
+        app.state.query_log = QueryLog(
+            resources.sessions, history=resources.settings.ingestion.keep_queries > 0
+        )
         if runner is not None:
             await run_in_threadpool(runner.start)
         try:

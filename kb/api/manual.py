@@ -39,6 +39,10 @@ _PAGE = {
     "page": ("integer", "1-based; 1 when left out"),
     "limit": ("integer", "rows per page, 20 when left out, at most 100"),
 }
+_HISTORY = {
+    "source": ("string", "hit_testing, external or app; all when left out"),
+    "keyword": ("string", "part of the query"),
+}
 QUERIES: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
     ("get", "/v1/datasets"): _PAGE | {"keyword": ("string", "part of the name")},
     ("get", f"{_DATASET}/documents"): _PAGE
@@ -58,6 +62,8 @@ QUERIES: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
     ("post", f"{_DATASET}/retrieve"): {
         "explain": ("boolean", "say how each score came about"),
     },
+    ("get", "/v1/queries"): _PAGE | _HISTORY,
+    ("get", f"{_DATASET}/queries"): _PAGE | _HISTORY,
     ("post", "/v1/doctor"): {
         "repair": ("boolean", "heal what differs"),
         "deep": ("boolean", "also compare vectors, terms, texts and the bytes of files"),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
@@ -23,6 +26,7 @@ from kb.api.deps import (
 )
 from kb.db import reading
 from kb.errors import InvalidParam, KBError, NotFound, ProviderNotInitialized, Unauthorized
+from kb.models import Dataset
 from kb.query_log import QueryLog
 from kb.resources import Resources
 from kb.retrieval.fusion import Weights
@@ -60,13 +64,45 @@ def retrieve_segments(
         query = check_query(asked.query, resources.settings)
         refuse_filter(model.metadata_filtering_conditions)
         settings = search_settings(model, resources.settings)
-        found = retrieve(session, query, [dataset], settings, resources)
+        with clock() as took_ms:
+            found = retrieve(session, query, [dataset], settings, resources)
         records = [shapes.record(hit, explain=explain) for hit in found.hits]
-    history.add(dataset.id, query, source="hit_testing", actor=resources.owner_id)
+    history.add(
+        dataset.id,
+        query,
+        source="hit_testing",
+        actor=resources.owner_id,
+        settings=remembered(dataset, model, resources.settings),
+        hits=[(hit.segment.id, hit.score) for hit in found.hits],
+        latency_ms=took_ms(),
+    )
     answer: dict[str, Any] = {"query": {"content": asked.query}, "records": records}
     if explain:
         answer["timings_ms"] = found.timings_ms
     return json_response(answer)
+
+
+@contextmanager
+def clock() -> Iterator[Callable[[], float]]:
+    """Measures what is done inside; what it yields says how many milliseconds that took."""
+    took_ms = 0.0
+    started = time.perf_counter()
+    yield lambda: took_ms
+    took_ms = (time.perf_counter() - started) * 1000
+
+
+def remembered(dataset: Dataset, model: RetrievalModelIn, settings: Settings) -> dict[str, Any]:
+    """What the history keeps of a search, enough to do it again: the settings in force, and the
+    space that the dataset lived in.
+    """
+    in_force = {"top_k": _EXECUTED_TOP_K} | model.model_dump(mode="json", exclude_none=True)
+    if model.weights is None and model.search_method == "hybrid_search":
+        weights = _weights(model, settings)
+        in_force["weights"] = {
+            "vector_setting": {"vector_weight": weights.dense},
+            "keyword_setting": {"keyword_weight": weights.text},
+        }
+    return {"retrieval_model": in_force, "space": dataset.space_name}
 
 
 def json_response(value: Any) -> Response:
@@ -216,15 +252,18 @@ def _answer_external(
                 "score_threshold_enabled": bool(setting and setting.score_threshold),
             }
         )
-        found = retrieve(
-            session, query, [dataset], search_settings(model, resources.settings), resources
-        )
+        settings = search_settings(model, resources.settings)
+        with clock() as took_ms:
+            found = retrieve(session, query, [dataset], settings, resources)
         records = [shapes.external_record(hit) for hit in found.hits]
     history.add(
         dataset.id,
         query,
         source="external",
         actor=resources.owner_id,
+        settings=remembered(dataset, model, resources.settings),
+        hits=[(hit.segment.id, hit.score) for hit in found.hits],
+        latency_ms=took_ms(),
         used=[hit.segment.id for hit in found.hits],
     )
     return json_response({"records": records})

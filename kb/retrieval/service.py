@@ -17,6 +17,7 @@ from kb.ports import Scored
 from kb.resources import Resources, space_of
 from kb.retrieval.analysis import terms_of_query
 from kb.retrieval.candidates import Plan, Pool, complete, contenders, gather
+from kb.retrieval.failures import Failures
 from kb.retrieval.fusion import Weights
 from kb.retrieval.legs import Leg, Search, read_legs, start
 from kb.retrieval.rows import hold_snapshot, load
@@ -46,6 +47,8 @@ def retrieve(
     datasets: Sequence[Dataset],
     settings: RetrievalSettings,
     resources: Resources,
+    *,
+    partial: bool = False,
 ) -> Retrieved:
     """The best segments of these datasets, as if every live text had been scored on every leg.
 
@@ -58,6 +61,8 @@ def retrieve(
 
     The query is embedded once per embedding space, while the text legs are searched.
 
+    Args:
+        partial: leave a dataset out that cannot be asked, and say so in `failures`.
     Raises:
         ProviderNotInitialized: a dataset's embedding model is not configured here.
         StoreUnavailable: the index did not answer; safe to retry.
@@ -65,7 +70,8 @@ def retrieve(
     clock = _Clock()
     try:
         with span("retrieve", method=settings.method, datasets=len(datasets)):
-            return _retrieve(session, query, datasets, settings, resources, clock)
+            failures = Failures(leave_out=partial)
+            return _retrieve(session, query, datasets, settings, resources, clock, failures)
     finally:
         clock.observe(settings.method)
 
@@ -77,28 +83,35 @@ def _retrieve(
     settings: RetrievalSettings,
     resources: Resources,
     clock: _Clock,
+    failures: Failures,
 ) -> Retrieved:
     with span("plan"):
-        plans = _plans(datasets, settings)
+        plans = _plans([d for d in datasets if d.id not in failures.by_dataset], settings)
     if not query.strip() or not plans:
-        return Retrieved((), clock.stages)
+        return Retrieved((), clock.stages, failures.by_dataset)
     hold_snapshot(session)
-    question = _Question(query, plans, resources)
+    question = _Question(query, plans, resources, failures)
     depth = max(_FIRST_DEPTH, 4 * settings.top_k)
     pools: dict[UUID, Pool] = {}
-    unsettled = list(plans)
+    groups: list[_Group] = []
+    best_text = 0.0
+    unsettled = failures.others(plans)
     while unsettled:
         text_legs = question.ask_text(unsettled, depth)
         with clock.stage("embed"):
             question.embed()
         with clock.stage("search"):
+            unsettled = failures.others(unsettled)
             legs = read_legs(session, text_legs | question.ask_dense(unsettled, depth), depth)
+            unsettled = failures.others(unsettled)
             pools |= question.drafts(legs, unsettled)
-            best_text = max(pool.best_text for pool in pools.values())
+            best_text = max((pool.best_text for pool in pools.values()), default=0.0)
             wanted = contenders(
                 pools.values(), best_text, settings.top_k, settings.score_threshold, _ROUNDING
             )
             pools |= question.completed({i: pools[i] for i in unsettled}, wanted)
+            if len(failures.others(pools)) < len(pools):  # the scores of others depend on theirs
+                return _retrieve(session, query, datasets, settings, resources, clock, failures)
         with clock.stage("fuse"):
             groups = _assemble(pools.values(), best_text, settings)
             unsettled = [
@@ -110,7 +123,7 @@ def _retrieve(
         depth *= _DEEPER
     with clock.stage("hydrate"):
         hits = _hits(session, groups, best_text)
-    return Retrieved(hits, clock.stages)
+    return Retrieved(hits, clock.stages, failures.by_dataset)
 
 
 def _plans(datasets: Sequence[Dataset], settings: RetrievalSettings) -> dict[UUID, Plan]:
@@ -137,16 +150,28 @@ _LegName = tuple[UUID, str]
 class _Question:
     """A query on its way: its terms, its vectors (once per space), the searches of every leg."""
 
-    def __init__(self, query: str, plans: Mapping[UUID, Plan], resources: Resources) -> None:
+    def __init__(
+        self, query: str, plans: Mapping[UUID, Plan], resources: Resources, failures: Failures
+    ) -> None:
         self.cap = resources.settings.retrieval.candidate_depth
         self._query, self._plans = query, plans
         self._index, self._threads = resources.index, resources.pool
+        self._failures = failures
+        self._embedders: dict[str, Embedder] = {}
         for space in {plan.space for plan in plans.values()}:
-            self._index.ensure_space(space)
-        names = {plan.space.name for plan in plans.values() if plan.method.uses_dense}
-        self._embedders = {name: resources.embedders(name) for name in names}
+            with failures.of(self._in(space.name)):
+                self._index.ensure_space(space)
+        for name in {plan.space.name for plan in plans.values() if plan.method.uses_dense}:
+            with failures.of(self._embedded_in(name)):
+                self._embedders[name] = resources.embedders(name)
         self._vectors: dict[str, Vector] = {}
         self._terms, _ = terms_of_query(query)
+
+    def _in(self, space_name: str) -> list[UUID]:
+        return [i for i, plan in self._plans.items() if plan.space.name == space_name]
+
+    def _embedded_in(self, space_name: str) -> list[UUID]:
+        return [i for i in self._in(space_name) if self._plans[i].method.uses_dense]
 
     def ask_text(self, dataset_ids: Iterable[UUID], depth: int) -> dict[_LegName, Search]:
         """Have the text legs of these datasets searched, while the query is embedded."""
@@ -155,7 +180,9 @@ class _Question:
             for plan in map(self._plans.__getitem__, dataset_ids)
             if plan.method.uses_text
         }
-        return start(searches, depth, self._threads, but_the_last=not self._embedders)
+        return self._guarded(
+            start(searches, depth, self._threads, but_the_last=not self._embedders)
+        )
 
     def embed(self) -> None:
         """Embed the query in every space, one of them in this thread; repeats for nothing.
@@ -169,8 +196,11 @@ class _Question:
         ahead = {
             name: self._threads.submit(carried(_embed_query), e, self._query) for name, e in others
         }
-        self._vectors[own[0]] = _embed_query(own[1], self._query)
-        self._vectors |= {name: vector.result() for name, vector in ahead.items()}
+        with self._failures.of(self._embedded_in(own[0])):
+            self._vectors[own[0]] = _embed_query(own[1], self._query)
+        for name, vector in ahead.items():
+            with self._failures.of(self._embedded_in(name)):
+                self._vectors[name] = vector.result()
 
     def ask_dense(self, dataset_ids: Iterable[UUID], depth: int) -> dict[_LegName, Search]:
         """Have the dense legs of these datasets searched; the query is embedded."""
@@ -179,7 +209,17 @@ class _Question:
             for plan in map(self._plans.__getitem__, dataset_ids)
             if plan.method.uses_dense
         }
-        return start(searches, depth, self._threads, but_the_last=True)
+        return self._guarded(start(searches, depth, self._threads, but_the_last=True))
+
+    def _guarded(self, searches: dict[_LegName, Search]) -> dict[_LegName, Search]:
+        """The same searches; one that fails finds nothing, and its dataset is left out."""
+
+        def guarded(dataset_id: UUID, search: Search, limit: int) -> list[Scored]:
+            with self._failures.of([dataset_id]):
+                return search(limit)
+            return []
+
+        return {name: partial(guarded, name[0], search) for name, search in searches.items()}
 
     def _best(self, plan: Plan, limit: int) -> list[Scored]:
         with _TEXT_LEG.time(), span("leg text", limit=limit):
@@ -203,6 +243,8 @@ class _Question:
 
     def completed(self, drafts: Mapping[UUID, Pool], segments: Set[UUID]) -> dict[UUID, Pool]:
         """The same with the candidates of these segments alone; missing scores are looked up."""
+        if not drafts:
+            return {}
         fill = partial(self._completed, segments)
         *others, own = drafts.values()
         ahead = self._threads.map(fill, others)
@@ -211,7 +253,9 @@ class _Question:
 
     def _completed(self, segments: Set[UUID], draft: Pool) -> Pool:
         vector = self._vectors.get(draft.plan.space.name)
-        return complete(draft, segments, vector, self._terms, self._index)
+        with self._failures.of([draft.plan.dataset_id]):
+            return complete(draft, segments, vector, self._terms, self._index)
+        return draft
 
 
 def _embed_query(embedder: Embedder, query: str) -> Vector:

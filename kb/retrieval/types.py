@@ -8,8 +8,10 @@ from math import isfinite
 from typing import Any
 from uuid import UUID
 
+from kb.errors import KBError
 from kb.models import Segment
 from kb.retrieval.fusion import LegScore, Weights
+from pipelines.errors import TransientError
 
 
 class SearchMethod(StrEnum):
@@ -114,7 +116,12 @@ class Hit:
 
 @dataclass(frozen=True, slots=True)
 class Retrieved:
-    """Hits, best first, equal scores by id, and how long each stage took (milliseconds)."""
+    """Hits, best first, equal scores by id, and how long each stage took (milliseconds).
+
+    Attributes:
+        failures: datasets that were left out, and why.
+    """
 
     hits: tuple[Hit, ...]
     timings_ms: dict[str, float] = field(default_factory=dict)
+    failures: dict[UUID, KBError | TransientError] = field(default_factory=dict)

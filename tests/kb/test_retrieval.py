@@ -715,6 +715,70 @@ def test_what_the_index_raises_reaches_the_caller(world: World) -> None:
             retrieve(session, "anchor basil", [world.flat.dataset], asked, resources)
 
 
+class Torn:
+    """The real index; one method fails for one dataset."""
+
+    def __init__(self, index: SegmentIndex, method: str, dataset_id: UUID) -> None:
+        self._index, self._method, self._dataset_id = index, method, dataset_id
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._index, name)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if name == self._method and args[1] == self._dataset_id:
+                raise StoreUnavailable("test", name)
+            return method(*args, **kwargs)
+
+        return call
+
+
+@pytest.mark.parametrize(
+    ("method", "broken"),
+    [("nearest", 0), ("nearest", 1), ("best", 1), ("best", 2), ("dense_scores", 1)],
+)
+def test_a_partial_answer_leaves_out_the_dataset_whose_index_fails_and_no_other(
+    world: World, method: str, broken: int
+) -> None:
+    three = [world.ten[0], world.flat, world.ten[1]]
+    others = [corpus for n, corpus in enumerate(three) if n != broken]
+    asked = RetrievalSettings(HYBRID, 8)
+    failing = three[broken].dataset.id
+    resources = replace(world.resources, index=Torn(world.resources.index, method, failing))
+    with reading(resources.sessions) as session:
+        datasets = [corpus.dataset for corpus in three]
+        found = retrieve(session, "anchor basil", datasets, asked, resources, partial=True)
+    assert set(found.failures) == {failing}
+    assert isinstance(found.failures[failing], StoreUnavailable)
+    assert [(h.segment.id, h.score) for h in found.hits] == [
+        (h.segment.id, h.score) for h in world.ask(others, "anchor basil", asked)
+    ]
+
+
+def test_a_partial_answer_leaves_out_the_datasets_of_a_space_that_cannot_embed(
+    world: World,
+) -> None:
+    class Broken(TinyEmbedder):
+        def embed_query(self, text: str) -> Vector:
+            raise TransientError("the model's server does not answer")
+
+    def refuse(name: str) -> Embedder:
+        raise ProviderNotInitialized(f"no model for {name}")
+
+    asked = RetrievalSettings(HYBRID, 5)
+    alone = [hit.segment.id for hit in world.ask([world.economy], "anchor", asked)]
+    assert alone
+    datasets = [world.flat.dataset, world.economy.dataset, world.tree.dataset]
+    for embedders in (refuse, lambda name: Broken()):
+        resources = replace(world.resources, embedders=embedders)
+        with reading(resources.sessions) as session:
+            found = retrieve(session, "anchor", datasets, asked, resources, partial=True)
+        assert set(found.failures) == {world.flat.dataset.id, world.tree.dataset.id}
+        assert [hit.segment.id for hit in found.hits] == alone
+        with reading(resources.sessions) as session:
+            nothing = retrieve(session, "anchor", datasets[:1], asked, resources, partial=True)
+        assert (nothing.hits, set(nothing.failures)) == ((), {world.flat.dataset.id})
+
+
 @pytest.mark.parametrize("top_k", [0, -1])
 def test_a_top_k_below_one_is_refused(top_k: int) -> None:
     with pytest.raises(ValueError, match=f"top_k is {top_k}; give a number above 0"):
