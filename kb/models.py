@@ -15,6 +15,7 @@ from sqlalchemy import (
     String,
     Text,
     UniqueConstraint,
+    false,
     text,
 )
 from sqlalchemy.orm import Mapped, mapped_column
@@ -64,6 +65,15 @@ UNFINISHED_SQL = "indexing_status IN ({})".format(", ".join(f"'{s.value}'" for s
 condition word by word."""
 
 
+class FieldType(StrEnum):
+    """What a metadata field's values are."""
+
+    STRING = "string"
+    NUMBER = "number"
+    TIME = "time"
+    """Unix seconds."""
+
+
 class SegmentStatus(StrEnum):
     """Whether a segment is in the index."""
 
@@ -82,6 +92,7 @@ class JobKind(StrEnum):
     REBUILD_DATASET = "rebuild_dataset"
     DELIVER_WEBHOOK = "deliver_webhook"
     ABANDON_IMPORT = "abandon_import"
+    LABEL_DOCUMENTS = "label_documents"
 
 
 class WebhookEvent(StrEnum):
@@ -191,10 +202,31 @@ class Dataset(Base):
     retrieval_model: Mapped[Json | None]
     summary_index_setting: Mapped[Json | None]
     enable_api: Mapped[bool] = mapped_column(default=True)
+    built_in_field_enabled: Mapped[bool] = mapped_column(default=False, server_default=false())
+    metadata_revision: Mapped[int] = mapped_column(default=0, server_default="0")
+    """Grows with every change of its documents' metadata or of its fields."""
     created_by: Mapped[uuid.UUID]
     created_at: Mapped[CreatedAt]
     updated_by: Mapped[uuid.UUID | None]
     updated_at: Mapped[CreatedAt]
+
+
+class MetadataField(Base):
+    """A typed field of a dataset; documents hold its values in `doc_metadata`, by its id.
+
+    `slot`: which of the index's number fields it uses; none for texts. One that was deleted may be
+    used again.
+    """
+
+    __tablename__ = "metadata_fields"
+    __table_args__ = (UniqueConstraint("dataset_id", "name"),)
+    id: Mapped[Id]
+    dataset_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("datasets.id", ondelete="CASCADE"))
+    name: Mapped[Name]
+    type: Mapped[FieldType] = mapped_column(_enum(FieldType))
+    slot: Mapped[int | None]
+    created_by: Mapped[uuid.UUID]
+    created_at: Mapped[CreatedAt]
 
 
 class ProcessRule(Base):
@@ -266,6 +298,8 @@ class Document(Base):
     doc_form: Mapped[DocForm] = mapped_column(_enum(DocForm), default=DocForm.TEXT)
     doc_language: Mapped[str] = mapped_column(String(64), default="English")
     doc_metadata: Mapped[Json | None]
+    """Field id -> value; a null is a field that the document has without a value. Ids of fields
+    that were deleted mean nothing."""
     created_from: Mapped[str] = mapped_column(String(32), default="api")
     created_by: Mapped[uuid.UUID]
     created_at: Mapped[CreatedAt]

@@ -52,6 +52,76 @@ class Terms:
 
 
 @dataclass(frozen=True, slots=True)
+class Facts:
+    """What a point can be filtered by: its document's metadata.
+
+    Attributes:
+        tags: distinct, ascending; told apart character by character.
+        numbers: (slot, value) by ascending slot >= 0; values are finite float64, never -0.0.
+    """
+
+    tags: tuple[str, ...] = ()
+    numbers: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Tagged:
+    """Points with at least one of these tags, of which there is at least one."""
+
+    any_of: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Between:
+    """Points whose number in this slot lies between two bounds; None is no bound, not both.
+
+    Attributes:
+        open_low, open_high: the bound itself is left out.
+    """
+
+    slot: int
+    low: float | None = None
+    high: float | None = None
+    open_low: bool = False
+    open_high: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Every:
+    """Points that all parts hold for; one part at least."""
+
+    parts: tuple[Where, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Some:
+    """Points that at least one part holds for; one part at least."""
+
+    parts: tuple[Where, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Except:
+    """Points that the part does not hold for."""
+
+    part: Where
+
+
+Where = Tagged | Between | Every | Some | Except
+
+
+def slots_of(where: Where) -> set[int]:
+    """The numbers that it asks for."""
+    if isinstance(where, Between):
+        return {where.slot}
+    if isinstance(where, Except):
+        return slots_of(where.part)
+    if isinstance(where, Tagged):
+        return set()
+    return {slot for part in where.parts for slot in slots_of(part)}
+
+
+@dataclass(frozen=True, slots=True)
 class Point:
     """What the index knows of one segment or child chunk.
 
@@ -62,6 +132,7 @@ class Point:
         text_hash: of the text that was indexed, so that a stale point can be told.
         dense: float32[dim], finite; None in a space without dense vectors.
         terms: may be empty (a text without any term).
+        facts: of its document.
     """
 
     id: UUID
@@ -72,6 +143,7 @@ class Point:
     text_hash: str
     dense: Vector | None
     terms: Terms
+    facts: Facts = Facts()
 
     @property
     def head(self) -> PointHead:
@@ -83,6 +155,7 @@ class Point:
             self.segment_id,
             self.version,
             self.text_hash,
+            self.facts,
         )
 
 
@@ -96,6 +169,7 @@ class PointHead:
     segment_id: UUID
     version: int
     text_hash: str
+    facts: Facts = Facts()
 
     def whole(self, dense: Vector | None, terms: Terms) -> Point:
         """The point, with its vectors."""
@@ -108,6 +182,7 @@ class PointHead:
             text_hash=self.text_hash,
             dense=dense,
             terms=terms,
+            facts=self.facts,
         )
 
 
@@ -163,6 +238,13 @@ class SegmentIndex(Protocol):
         """Remove every point of a dataset."""
         ...
 
+    def label(self, space: Space, dataset_id: UUID, facts: Mapping[UUID, Facts]) -> None:
+        """Give all points of these documents these facts in place of those that they have.
+
+        Nothing else of a point changes. A document without points is passed over.
+        """
+        ...
+
     def nearest(
         self,
         space: Space,
@@ -171,6 +253,7 @@ class SegmentIndex(Protocol):
         limit: int,
         *,
         documents: Sequence[UUID] | None = None,
+        where: Where | None = None,
     ) -> list[Scored]:
         """Closest points first; score = cosine similarity in [-1, 1]; equal scores by ascending id.
 
@@ -178,6 +261,7 @@ class SegmentIndex(Protocol):
             vector: float32[dim], not zero.
             limit: at most this many, > 0.
             documents: only points of these documents; empty gives nothing; None means all.
+            where: only points that it holds for, exactly.
         """
         ...
 
@@ -189,13 +273,14 @@ class SegmentIndex(Protocol):
         limit: int,
         *,
         documents: Sequence[UUID] | None = None,
+        where: Where | None = None,
     ) -> list[Scored]:
         """Best full-text matches first; equal scores by ascending id.
 
         Score = sum over common terms of query weight x idf x term weight, > 0, where
         idf = ln(1 + (N - n + 0.5) / (n + 0.5)), N = points of the dataset, n = those of them
         that hold the term ("Okapi BM25" as in Lucene). Points without a common term are left out.
-        `documents` restricts what is returned, never the statistics.
+        `documents` and `where` restrict what is returned, never the statistics.
         """
         ...
 

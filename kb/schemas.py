@@ -11,13 +11,27 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Discriminator,
     Field,
+    StrictFloat,
+    StrictInt,
+    StrictStr,
     StringConstraints,
+    Tag,
     model_validator,
 )
 
 from kb.models import DocForm, IndexingTechnique
 from kb.process_rules import ProcessRuleIn
+from kb.retrieval.conditions import (
+    OTHER_SPELLINGS,
+    Comparison,
+    Conditions,
+    Not,
+    Operator,
+    find_operator,
+    grouped,
+)
 
 Permission = Literal["only_me", "all_team_members", "partial_members"]
 
@@ -95,19 +109,105 @@ class WeightsIn(Lenient):
         return self
 
 
-class Condition(Lenient):
-    """One comparison with a metadata field."""
+def _known_operator(value: str) -> str:
+    if find_operator(value) is None:
+        known = ", ".join([*Operator, *OTHER_SPELLINGS])
+        raise ValueError(f"there is no such operator; use one of: {known}")
+    return value
 
-    name: str
-    comparison_operator: str
-    value: str | float | int | list[str | float | int] | None = None
+
+Scalar = StrictStr | StrictInt | StrictFloat
+"""Strict: true is not 1."""
+
+
+class Condition(Lenient):
+    """One comparison with a metadata field. A null value compares nothing, and is left out."""
+
+    name: str | Annotated[list[str], Field(min_length=1)] = Field(
+        description="Of a metadata field or built-in field; of a list, any one may match.",
+        examples=["author"],
+    )
+    comparison_operator: Annotated[str, AfterValidator(_known_operator)] = Field(
+        description="contains, not contains, start with, end with, is, is not, in, not in, empty, "
+        "not empty; = ≠ > < ≥ ≤ (or ==, !=, >=, <=), before and after for numbers and times.",
+        examples=["is"],
+    )
+    value: Scalar | list[Scalar] | None = Field(
+        default=None,
+        description="As the field's type has it; times in Unix seconds or ISO 8601; a list or a "
+        "text with commas for in and not in.",
+        examples=["Ann"],
+    )
+    ignore_case: bool = Field(
+        default=False, description="Compare texts without regard to case (beyond the contract)."
+    )
+
+    def tree(self) -> Conditions | None:
+        """The comparison, or None when it has no effect."""
+        operator = find_operator(self.comparison_operator)
+        assert operator is not None
+        value = tuple(self.value) if isinstance(self.value, list) else self.value
+        if not operator.takes_value:
+            value = None
+        elif value is None or (
+            isinstance(value, tuple) and operator not in (Operator.IN, Operator.NOT_IN)
+        ):
+            return None
+        names = [self.name] if isinstance(self.name, str) else self.name
+        return grouped(
+            [Comparison(name, operator, value, self.ignore_case) for name in names], every=False
+        )
+
+
+def _kind_of_condition(value: Any) -> str:
+    if isinstance(value, Negation) or (isinstance(value, Mapping) and "not" in value):
+        return "not"
+    if isinstance(value, MetadataFilter) or (isinstance(value, Mapping) and "conditions" in value):
+        return "group"
+    return "comparison"
+
+
+AnyCondition = Annotated[
+    Annotated[Condition, Tag("comparison")]
+    | Annotated["MetadataFilter", Tag("group")]
+    | Annotated["Negation", Tag("not")],
+    Discriminator(_kind_of_condition),
+]
+
+
+class Negation(Lenient):
+    """What its condition does not match, documents without the field among it (ours, beyond the
+    contract)."""
+
+    part: AnyCondition = Field(alias="not", description="A condition or a group.")
+
+    def tree(self) -> Conditions | None:
+        """The negation, or None when there is nothing to negate."""
+        part = self.part.tree()
+        return None if part is None else Not(part)
 
 
 class MetadataFilter(Lenient):
-    """Conditions on metadata."""
+    """Conditions on metadata; groups may hold groups (beyond the contract)."""
 
-    logical_operator: Literal["and", "or"] | None = "and"
-    conditions: list[Condition] | None = None
+    logical_operator: Literal["and", "or"] | None = Field(
+        default="and", description="and (when left out): all must match; or, null: any one."
+    )
+    conditions: list[AnyCondition] | None = Field(
+        default=None, description="Comparisons; beyond the contract also groups and negations."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_or(cls, value: Any) -> Any:
+        if isinstance(value, Mapping) and value.get("logical_operator", "") is None:
+            return {**value, "logical_operator": "or"}
+        return value
+
+    def tree(self) -> Conditions | None:
+        """What it asks for; None: nothing that would restrict an answer."""
+        parts = [tree for part in self.conditions or [] if (tree := part.tree()) is not None]
+        return grouped(parts, every=self.logical_operator == "and")
 
 
 class RetrievalModelIn(Lenient):

@@ -29,6 +29,7 @@ from kb.errors import InvalidParam, KBError, NotFound, ProviderNotInitialized, U
 from kb.models import Dataset
 from kb.query_log import QueryLog
 from kb.resources import Resources
+from kb.retrieval.conditions import comparisons
 from kb.retrieval.fusion import Weights
 from kb.retrieval.service import retrieve
 from kb.retrieval.types import RetrievalSettings, SearchMethod
@@ -177,14 +178,11 @@ def refuse_filter(asked: MetadataFilter | None) -> None:
     Raises:
         InvalidParam: there is a condition that would have an effect.
     """
-    effective = [
-        c
-        for c in (asked.conditions if asked else None) or []
-        if c.value is not None or c.comparison_operator in ("empty", "not empty")
-    ]
-    if effective:
+    tree = asked.tree() if asked else None
+    if tree is not None:
+        name = next(comparisons(tree)).name
         raise InvalidParam(
-            f"metadata field {effective[0].name!r}: documents have no metadata fields yet, so "
+            f"metadata field {name!r}: documents have no metadata fields yet, so "
             "conditions on them cannot be answered; leave metadata_filtering_conditions out"
         )
 

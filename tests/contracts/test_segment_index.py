@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from math import inf
 from pathlib import Path
 from threading import Event
 from uuid import UUID, uuid4
@@ -19,7 +20,21 @@ from hypothesis import strategies as st
 from rank_bm25 import BM25Okapi
 
 from kb.errors import StoreUnavailable
-from kb.ports import Point, PointHead, Scored, SegmentIndex, Space, Terms
+from kb.ports import (
+    Between,
+    Every,
+    Except,
+    Facts,
+    Point,
+    PointHead,
+    Scored,
+    SegmentIndex,
+    Some,
+    Space,
+    Tagged,
+    Terms,
+    Where,
+)
 from kb.retrieval.analysis import analyse, terms_of_query
 from kb.retrieval.bm25 import K1, B, idf, terms_of_document
 from tests.contracts.segment_index import (
@@ -315,6 +330,124 @@ def test_a_filter_on_documents_restricts_but_never_changes_scores(
             )
 
 
+def holds(where: Where, facts: Facts) -> bool:
+    """The port's definition of a filter, for one point."""
+    numbers = dict(facts.numbers)
+    if isinstance(where, Tagged):
+        return not set(where.any_of).isdisjoint(facts.tags)
+    if isinstance(where, Between):
+        value = numbers.get(where.slot)
+        if value is None:
+            return False
+        low = -inf if where.low is None else where.low
+        high = inf if where.high is None else where.high
+        above = value > low if where.open_low else value >= low
+        return above and (value < high if where.open_high else value <= high)
+    if isinstance(where, Except):
+        return not holds(where.part, facts)
+    parts = [holds(part, facts) for part in where.parts]
+    return all(parts) if isinstance(where, Every) else any(parts)
+
+
+def random_facts(rng: np.random.Generator) -> Facts:
+    """Few distinct values, so that filters meet them."""
+    tags = [f"k={word}" for word in ("", "a", "A", "ä", "北京", '"x" AND [y].z', "a" * 300)]
+    kept = sorted({str(rng.choice(tags)) for _ in range(rng.integers(0, 4))})
+    values = (-1e300, -2.5, 0.0, 1.0, 2.0, 2024.0, 1767225600.123456, 1e300)
+    slots = sorted({int(rng.choice([0, 2, 7])) for _ in range(rng.integers(0, 3))})
+    return Facts(tuple(kept), tuple((slot, float(rng.choice(values))) for slot in slots))
+
+
+def random_where(rng: np.random.Generator, depth: int = 3) -> Where:
+    """A filter over what `random_facts` makes."""
+    kind = rng.integers(0, 5 if depth else 2)
+    if kind == 0:
+        tags = {tag for _ in range(3) for tag in random_facts(rng).tags} or {"k=nobody"}
+        return Tagged(tuple(sorted(tags)))
+    if kind == 1:
+        bounds = sorted(float(rng.choice([-2.5, 0.0, 2.0, 1767225600.123456])) for _ in range(2))
+        low, high = ((bounds[0], bounds[1]), (None, bounds[1]), (bounds[0], None))[rng.integers(3)]
+        opened = rng.integers(0, 2, size=2)
+        return Between(int(rng.choice([0, 2, 7, 9])), low, high, bool(opened[0]), bool(opened[1]))
+    if kind == 2:
+        return Except(random_where(rng, depth - 1))
+    parts = tuple(random_where(rng, depth - 1) for _ in range(rng.integers(1, 4)))
+    return Every(parts) if kind == 3 else Some(parts)
+
+
+def test_filters_hold_exactly_where_they_should(
+    index: SegmentIndex, dataset: UUID, rng: np.random.Generator
+) -> None:
+    points = [replace(made, facts=random_facts(rng)) for made in random_points(rng, dataset, 300)]
+    elsewhere = [replace(p, id=uuid4(), dataset_id=uuid4()) for p in points[:50]]
+    index.upsert(SPACE, points + elsewhere)
+    query = vector(1, 0.5)
+    for _ in range(150):
+        where = random_where(rng)
+        wanted = {p.id for p in points if holds(where, p.facts)}
+        found = index.nearest(SPACE, dataset, query, 400, where=where)
+        assert {hit.id for hit in found} == wanted, where
+
+
+def test_a_filter_restricts_the_text_leg_and_never_changes_its_scores(
+    index: SegmentIndex, dataset: UUID, rng: np.random.Generator
+) -> None:
+    points = [replace(made, facts=random_facts(rng)) for made in random_points(rng, dataset, 200)]
+    index.upsert(SPACE, points)
+    query = terms({1: 1.0, 2: 1.0})
+    scores = {hit.id: hit.score for hit in index.best(SPACE, dataset, query, 200)}
+    for _ in range(20):
+        where = random_where(rng)
+        kept = {p.id for p in points if holds(where, p.facts)} & scores.keys()
+        found = index.best(SPACE, dataset, query, 200, where=where)
+        assert {hit.id: hit.score for hit in found} == {i: scores[i] for i in kept}
+
+
+def test_a_label_replaces_the_facts_of_a_document_and_nothing_else(
+    index: SegmentIndex, dataset: UUID, rng: np.random.Generator
+) -> None:
+    documents = [uuid4() for _ in range(5)]
+    before = Facts(("k", "k=old"), ((0, 1.0), (7, 3.0)))
+    points = [
+        replace(made, facts=before) for made in random_points(rng, dataset, 40, documents=documents)
+    ]
+    stranger = replace(points[0], id=uuid4(), dataset_id=uuid4())
+    index.upsert(SPACE, [*points, stranger])
+    vectors = index.vectors(SPACE, [p.id for p in points])
+    labels = {
+        documents[0]: Facts(("k", "k=new"), ((2, 2.0),)),
+        documents[1]: Facts(("k", "k=new"), ((2, 2.0),)),
+        documents[2]: Facts(),
+        documents[3]: Facts((), ((11, -4.5),)),
+        uuid4(): Facts(("k",)),
+    }
+    index.label(SPACE, dataset, labels)
+    wanted = {p.id: labels.get(p.document_id, before) for p in points} | {stranger.id: before}
+    stored = {found.id: found.facts for found in index.scan(SPACE)}
+    assert {id: stored[id] for id in wanted} == wanted
+    found = index.nearest(SPACE, dataset, vector(1), 50, where=Tagged(("k=new",)))
+    assert {hit.id for hit in found} == {p.id for p in points if p.document_id in documents[:2]}
+    found = index.nearest(SPACE, dataset, vector(1), 50, where=Between(11, high=0.0))
+    assert {hit.id for hit in found} == {p.id for p in points if p.document_id == documents[3]}
+    found = index.nearest(SPACE, dataset, vector(1), 50, where=Between(7, low=0.0))
+    assert {hit.id for hit in found} == {p.id for p in points if p.document_id == documents[4]}
+    for id, (dense, sparse) in index.vectors(SPACE, [p.id for p in points]).items():
+        assert np.array_equal(dense, vectors[id][0])
+        assert np.array_equal(sparse.ids, vectors[id][1].ids)
+
+
+def test_many_documents_are_labelled_each_with_its_own_facts(
+    index: SegmentIndex, dataset: UUID, rng: np.random.Generator
+) -> None:
+    documents = [uuid4() for _ in range(700)]
+    index.upsert(SPACE, random_points(rng, dataset, 700, documents=documents))
+    labels = {d: Facts((f"k={n % 600}",), ((3, float(n)),)) for n, d in enumerate(documents)}
+    index.label(SPACE, dataset, labels)
+    stored = list(index.scan(SPACE, dataset))
+    assert {found.document_id: found.facts for found in stored} == labels
+    assert len(stored) == 700
+
+
 def test_no_documents_give_nothing(index: SegmentIndex, dataset: UUID) -> None:
     index.upsert(SPACE, [point(dataset, along(1), {1: 1.0})])
     assert index.nearest(SPACE, dataset, vector(1), 5, documents=[]) == []
@@ -530,7 +663,9 @@ def test_spaces_do_not_share_points(index: SegmentIndex, dataset: UUID) -> None:
 
 
 def head(p: Point) -> PointHead:
-    return PointHead(p.id, p.dataset_id, p.document_id, p.segment_id, p.version, p.text_hash)
+    return PointHead(
+        p.id, p.dataset_id, p.document_id, p.segment_id, p.version, p.text_hash, p.facts
+    )
 
 
 def test_scan_gives_every_point_once_by_ascending_id(

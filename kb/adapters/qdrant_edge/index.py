@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -11,6 +11,7 @@ from uuid import UUID
 import qdrant_edge as edge
 
 from kb.adapters.index_checks import check_limit, check_terms, dense_rows
+from kb.adapters.index_facts import META, alike, meta_of, slots_in
 from kb.adapters.index_ranking import evened, ranked
 from kb.adapters.qdrant_edge.shards import UPKEEP_POINTS, Room, Shard, Shards
 from kb.adapters.qdrant_edge.words import (
@@ -30,7 +31,7 @@ from kb.adapters.qdrant_edge.words import (
     whole,
 )
 from kb.errors import StoreUnavailable
-from kb.ports import Point, PointHead, Scored, Space, Terms
+from kb.ports import Facts, Point, PointHead, Scored, Space, Terms, Where, slots_of
 from pipelines.types import Vector
 
 _SCAN_POINTS = 512
@@ -95,6 +96,7 @@ class QdrantEdgeIndex:
         """
         shard = self._shards.open(space)
         dense = dense_rows(space, points)
+        shard.index_slots(slots_in({point.id: point.facts for point in points}))
         for start in range(0, len(points), BATCH_POINTS):
             batch = points[start : start + BATCH_POINTS]
             rows = dense[start : start + BATCH_POINTS].tolist() if dense is not None else None
@@ -111,6 +113,20 @@ class QdrantEdgeIndex:
                 )
                 if shard.unkept_bytes > self._overdue_bytes:
                     self._keep_up(shard)
+
+    def label(self, space: Space, dataset_id: UUID, facts: Mapping[UUID, Facts]) -> None:
+        """Give all points of these documents these facts in place of those that they have."""
+        shard = self._shards.open(space)
+        shard.index_slots(slots_in(facts))
+        for given, documents in alike(facts, most=BATCH_POINTS):
+            operation = edge.UpdateOperation.set_payload_by_filter(
+                dataset_filter(dataset_id, documents), {META: meta_of(given)}
+            )
+            with shard.writing:
+                self._room.refuse_when_full("label")
+                with answers("label"):
+                    shard.engine.update(operation)
+                shard.unkept_points += len(documents)
 
     def flush(self, space: Space) -> None:
         """Make all that was written survive a loss of power; 15-90 ms."""
@@ -168,6 +184,7 @@ class QdrantEdgeIndex:
         limit: int,
         *,
         documents: Sequence[UUID] | None = None,
+        where: Where | None = None,
     ) -> list[Scored]:
         """Closest points first; score = cosine similarity in [-1, 1]; equal scores by id.
 
@@ -175,7 +192,7 @@ class QdrantEdgeIndex:
         """
         shard = self._shards.open(space)
         query = dense_query(space, vector)
-        return self._ranked(shard, query, DENSE_PARAMS, dataset_id, limit, documents)
+        return self._ranked(shard, query, DENSE_PARAMS, dataset_id, limit, documents, where)
 
     def best(
         self,
@@ -185,6 +202,7 @@ class QdrantEdgeIndex:
         limit: int,
         *,
         documents: Sequence[UUID] | None = None,
+        where: Where | None = None,
     ) -> list[Scored]:
         """Best full-text matches first; equal scores by id. A query without terms finds nothing."""
         shard = self._shards.open(space)
@@ -192,7 +210,8 @@ class QdrantEdgeIndex:
         if not len(query):
             return []
         params = text_params(dataset_id)
-        return self._ranked(shard, text_query(query), params, dataset_id, limit, documents)
+        sparse = text_query(query)
+        return self._ranked(shard, sparse, params, dataset_id, limit, documents, where)
 
     def _ranked(
         self,
@@ -202,11 +221,14 @@ class QdrantEdgeIndex:
         dataset_id: UUID,
         limit: int,
         documents: Sequence[UUID] | None,
+        where: Where | None,
     ) -> list[Scored]:
         check_limit(limit)
         if documents is not None and not documents:
             return []
-        where = dataset_filter(dataset_id, documents)
+        if where is not None:
+            shard.index_slots(slots_of(where))
+        wanted = dataset_filter(dataset_id, documents, where)
 
         def search(count: int) -> Iterator[tuple[tuple[UUID, UUID], float]]:
             with answers("query"):
@@ -214,7 +236,7 @@ class QdrantEdgeIndex:
                     edge.QueryRequest(
                         limit=count,
                         query=query,
-                        filter=where,
+                        filter=wanted,
                         params=params,
                         with_payload=["segment_id"],
                     )

@@ -6,19 +6,29 @@ import json
 import os
 import shutil
 import threading
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import qdrant_edge as edge
 from filelock import FileLock, Timeout
 
 from kb.adapters.index_checks import check_space
+from kb.adapters.index_facts import FIRST_SLOTS, TAGS, number_key
 from kb.adapters.qdrant_edge.words import BM25, DENSE, STORE, answers
 from kb.errors import StoreUnavailable
 from kb.ports import Space
 
 LAYOUT = 1
 """Version of what is stored and how; another one is rebuilt, never guessed at."""
+
+_INDEXES: dict[str, Any] = {
+    "dataset_id": edge.KeywordIndexParams(is_tenant=True),
+    "document_id": edge.KeywordIndexParams(),
+    TAGS: edge.KeywordIndexParams(),
+    **{number_key(slot): edge.FloatIndexParams() for slot in range(FIRST_SLOTS)},
+}
 
 UPKEEP_POINTS = 500
 """Changes after which upkeep asks the engine; it finds nothing to do below `segment_kb`."""
@@ -33,6 +43,23 @@ class Shard:
     writing: threading.RLock = field(default_factory=threading.RLock)
     unkept_points: int = 0
     unkept_bytes: int = 0
+    indexed: set[str] = field(default_factory=set)
+    """Payload fields with an index."""
+
+    def index_fields(self, fields: dict[str, Any]) -> None:
+        """Make the indexes that are missing; a second per 100,000 points that are there."""
+        if fields.keys() <= self.indexed:
+            return
+        with self.writing:
+            for name, params in fields.items():
+                if name not in self.indexed:
+                    with answers("index a field"):
+                        self.engine.update(edge.UpdateOperation.create_field_index(name, params))
+                    self.indexed.add(name)
+
+    def index_slots(self, slots: Iterable[int]) -> None:
+        """Make the indexes of these numbers."""
+        self.index_fields({number_key(slot): edge.FloatIndexParams() for slot in slots})
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,10 +164,7 @@ class Shards:
             shutil.rmtree(building, ignore_errors=True)
             (building / "shard").mkdir(parents=True)
             engine = edge.EdgeShard.create(str(building / "shard"), self._config(space))
-            for name, index in (
-                ("dataset_id", edge.KeywordIndexParams(is_tenant=True)),
-                ("document_id", edge.KeywordIndexParams()),
-            ):
+            for name, index in _INDEXES.items():
                 # On the empty shard: on a full one it takes seconds.
                 engine.update(edge.UpdateOperation.create_field_index(name, index))
             engine.flush()
@@ -163,7 +187,10 @@ class Shards:
             shutil.rmtree(home / "shard" / "temp_segments", ignore_errors=True)
             engine = edge.EdgeShard.load(str(home / "shard"), self._config(found))
         # How much of it is unkept is not known: the first upkeep looks.
-        return Shard(found, engine, unkept_points=UPKEEP_POINTS)
+        shard = Shard(found, engine, unkept_points=UPKEEP_POINTS)
+        shard.indexed.update(engine.info().payload_schema)
+        shard.index_fields(_INDEXES)  # of a shard that was made before there was metadata
+        return shard
 
     def _hold(self) -> None:
         """Be the only process on the directory. The engine's own lock is taken too late for us:

@@ -11,8 +11,19 @@ import numpy as np
 import qdrant_edge as edge
 
 from kb.adapters.index_checks import unit_rows
+from kb.adapters.index_facts import META, TAGS, facts_from, meta_of, number_key
 from kb.errors import StoreUnavailable
-from kb.ports import Point, PointHead, Space, Terms
+from kb.ports import (
+    Between,
+    Every,
+    Except,
+    Point,
+    PointHead,
+    Space,
+    Tagged,
+    Terms,
+    Where,
+)
 from pipelines.types import Vector
 
 STORE = "qdrant edge"
@@ -38,12 +49,44 @@ def text_params(dataset_id: UUID) -> edge.SearchParams:
     return edge.SearchParams(idf=edge.IdfParams(corpus=dataset_filter(dataset_id)))
 
 
-def dataset_filter(dataset_id: UUID, documents: Sequence[UUID] | None = None) -> edge.Filter:
-    """Points of the dataset, and of these documents only when they are given (not empty)."""
+def dataset_filter(
+    dataset_id: UUID, documents: Sequence[UUID] | None = None, where: Where | None = None
+) -> edge.Filter:
+    """Points of the dataset, of these documents only when they are given (not empty), and those
+    only that `where` holds for.
+    """
     must: list[Any] = [match("dataset_id", [dataset_id])]
     if documents is not None:
         must.append(match("document_id", documents))
+    if where is not None:
+        must += _all_of(where)
     return edge.Filter(must=must)
+
+
+def _all_of(where: Where) -> list[Any]:
+    """Conditions that all hold where it does; one level less than a filter in a filter."""
+    parts = where.parts if isinstance(where, Every) else (where,)
+    return [_condition(part) for part in parts]
+
+
+def _condition(where: Where) -> Any:
+    if isinstance(where, Tagged):
+        if len(where.any_of) == 1:
+            return edge.FieldCondition(TAGS, match=edge.MatchValue(where.any_of[0]))
+        return edge.FieldCondition(TAGS, match=edge.MatchAny(list(where.any_of)))
+    if isinstance(where, Between):
+        bounds = edge.RangeFloat(
+            gte=None if where.open_low else where.low,
+            gt=where.low if where.open_low else None,
+            lte=None if where.open_high else where.high,
+            lt=where.high if where.open_high else None,
+        )
+        return edge.FieldCondition(number_key(where.slot), range=bounds)
+    if isinstance(where, Except):
+        return edge.Filter(must_not=[_condition(where.part)])
+    if isinstance(where, Every):
+        return edge.Filter(must=_all_of(where))
+    return edge.Filter(should=[_condition(part) for part in where.parts])
 
 
 def match(name: str, values: Sequence[UUID]) -> edge.FieldCondition:
@@ -84,6 +127,7 @@ def to_engine(point: Point, dense: list[float] | None) -> edge.Point:
         "segment_id": str(point.segment_id),
         "version": point.version,
         "text_hash": point.text_hash,
+        META: meta_of(point.facts),
     }
     return edge.Point(point.id, vectors, payload)
 
@@ -107,6 +151,7 @@ def head(record: edge.Record) -> PointHead:
         segment_id=UUID(payload["segment_id"]),
         version=payload["version"],
         text_hash=payload["text_hash"],
+        facts=facts_from(payload.get(META)),
     )
 
 

@@ -2,7 +2,7 @@
 
 One collection per embedding space, `<prefix><space name>`: `dense` (cosine), `bm25` (sparse, IDF
 by the server with the dataset as its corpus), payload indexes on `dataset_id` (tenant),
-`document_id` and `version`. Its metadata names the layout.
+`document_id`, `version`, `meta.tags` and `meta.n<slot>`. Its metadata names the layout.
 """
 
 from kb.errors import ProviderNotInitialized

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
@@ -10,6 +10,7 @@ from qdrant_client import QdrantClient
 from qdrant_client.http import models
 
 from kb.adapters.index_checks import check_limit, check_terms, dense_rows
+from kb.adapters.index_facts import alike, slots_in
 from kb.adapters.index_ranking import evened, ranked
 from kb.adapters.qdrant_server.server import Server
 from kb.adapters.qdrant_server.spaces import Spaces
@@ -19,22 +20,26 @@ from kb.adapters.qdrant_server.words import (
     MAX_VERSION,
     dataset_filter,
     dense_query,
+    facts_bytes,
     from_server,
     head,
     ids_filter,
+    labelling,
     parcels,
     sparse,
     text_params,
     whole,
     written_until,
 )
-from kb.ports import Point, PointHead, Scored, Space, Terms
+from kb.ports import Facts, Point, PointHead, Scored, Space, Terms, Where, slots_of
 from kb.settings import Qdrant
 from pipelines.types import Vector
 
 _SCAN_POINTS = 1000
 _SCAN_WHOLE_POINTS = 200  # 3 MB at 4,096 dimensions
 _IDS_A_CALL = 1000
+_LABELLED = 500  # documents that get equal facts in one operation
+_OPERATION_BYTES = 250  # names and punctuation around what changes
 
 
 class QdrantServerIndex:
@@ -91,6 +96,9 @@ class QdrantServerIndex:
                     raise ValueError(
                         f"point {point.id} has version {point.version}; use 0 to {MAX_VERSION}"
                     )
+            self._spaces.index_slots(
+                collection, slots_in({point.id: point.facts for point in points})
+            )
             for parcel in parcels(
                 points,
                 rows,
@@ -107,6 +115,30 @@ class QdrantServerIndex:
             return client.upsert(collection, parcel, wait=True, ordering=self._ordering)
 
         self._server.write("upsert", send)
+
+    def label(self, space: Space, dataset_id: UUID, facts: Mapping[UUID, Facts]) -> None:
+        """Give all points of these documents these facts in place of those that they have."""
+        operations = [
+            (labelling(dataset_id, documents, given), facts_bytes(given) + 40 * len(documents))
+            for given, documents in alike(facts, most=_LABELLED)
+        ]
+
+        def write(collection: str) -> None:
+            self._spaces.index_slots(collection, slots_in(facts))
+            for part in _within(operations, self._options.batch_bytes):
+                self._label(collection, part)
+
+        self._spaces.ask(space, write)
+
+    def _label(self, collection: str, operations: list[models.SetPayloadOperation]) -> None:
+        def send(client: QdrantClient) -> models.UpdateResult:
+            results = client.batch_update_points(
+                collection, operations, wait=True, ordering=self._ordering
+            )
+            late = [r for r in results if r.status is not models.UpdateStatus.COMPLETED]
+            return (late or results)[0]
+
+        self._server.write("label", send)
 
     def flush(self, space: Space) -> None:
         """Nothing to do: a write has returned only when the server had it in its log.
@@ -158,10 +190,11 @@ class QdrantServerIndex:
         limit: int,
         *,
         documents: Sequence[UUID] | None = None,
+        where: Where | None = None,
     ) -> list[Scored]:
         """Closest points first; score = cosine similarity in [-1, 1]; equal scores by id."""
         query = dense_query(space, vector)
-        return self._ranked(space, query, self._dense_params, dataset_id, limit, documents)
+        return self._ranked(space, query, self._dense_params, dataset_id, limit, documents, where)
 
     def best(
         self,
@@ -171,6 +204,7 @@ class QdrantServerIndex:
         limit: int,
         *,
         documents: Sequence[UUID] | None = None,
+        where: Where | None = None,
     ) -> list[Scored]:
         """Best full-text matches first; equal scores by id. A query without terms finds nothing.
 
@@ -180,7 +214,8 @@ class QdrantServerIndex:
         if not len(query):
             return []
         params = text_params(dataset_id)
-        return self._ranked(space, sparse(query), params, dataset_id, limit, documents)
+        words = sparse(query)
+        return self._ranked(space, words, params, dataset_id, limit, documents, where)
 
     def _ranked(
         self,
@@ -190,14 +225,17 @@ class QdrantServerIndex:
         dataset_id: UUID,
         limit: int,
         documents: Sequence[UUID] | None,
+        where: Where | None,
     ) -> list[Scored]:
         check_limit(limit)
         if documents is not None and not documents:
             return []
-        where = dataset_filter(dataset_id, documents)
+        if where is not None and (slots := slots_of(where)):
+            self._spaces.ask(space, lambda name: self._spaces.index_slots(name, slots))
+        wanted = dataset_filter(dataset_id, documents, where)
 
         def search(count: int) -> Iterator[tuple[tuple[UUID, UUID], float]]:
-            for point in self._query(space, query, params, where, count, payload=["segment_id"]):
+            for point in self._query(space, query, params, wanted, count, payload=["segment_id"]):
                 segment_id = UUID((point.payload or {})["segment_id"])
                 yield (UUID(str(point.id)), segment_id), point.score
 
@@ -349,6 +387,23 @@ class QdrantServerIndex:
     def close(self) -> None:
         """Let go of the connection; repeats safely. Everything after it is refused."""
         self._server.close()
+
+
+def _within(
+    operations: Sequence[tuple[models.SetPayloadOperation, int]], most_bytes: int
+) -> Iterator[list[models.SetPayloadOperation]]:
+    """The operations in requests of about so many bytes, one operation at least."""
+    part: list[models.SetPayloadOperation] = []
+    part_bytes = 0
+    for operation, size in operations:
+        size += _OPERATION_BYTES
+        if part and part_bytes + size > most_bytes:
+            yield part
+            part, part_bytes = [], 0
+        part.append(operation)
+        part_bytes += size
+    if part:
+        yield part
 
 
 def _batches(ids: Sequence[UUID]) -> Iterator[Sequence[UUID]]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import TypeVar
 
 from qdrant_client import QdrantClient
 from qdrant_client.http import models
 
 from kb.adapters.index_checks import check_space
+from kb.adapters.index_facts import FIRST_SLOTS, TAGS, number_key
 from kb.adapters.qdrant_server.server import STORE, AlreadyThere, NotThere, Server
 from kb.adapters.qdrant_server.words import BM25, DENSE
 from kb.errors import StoreUnavailable
@@ -24,13 +25,18 @@ _LAYOUT_KEY = "kb_layout"
 _GRAPH_LINKS = 16  # per vector, within its dataset
 
 _KEYWORD = models.KeywordIndexType.KEYWORD
-_PAYLOAD_INDEXES: dict[str, models.KeywordIndexParams | models.IntegerIndexParams] = {
+_Index = models.KeywordIndexParams | models.IntegerIndexParams | models.FloatIndexParams
+_NUMBER = models.FloatIndexParams(type=models.FloatIndexType.FLOAT, enable_hnsw=False)
+_PAYLOAD_INDEXES: dict[str, _Index] = {
     "dataset_id": models.KeywordIndexParams(type=_KEYWORD, is_tenant=True),
     # No graph of their own: a document's few points are compared one by one.
     "document_id": models.KeywordIndexParams(type=_KEYWORD, enable_hnsw=False),
     "version": models.IntegerIndexParams(
         type=models.IntegerIndexType.INTEGER, lookup=False, range=True, enable_hnsw=False
     ),
+    # Without graph links: what a filter leaves of a dataset is compared one by one.
+    TAGS: models.KeywordIndexParams(type=_KEYWORD, enable_hnsw=False),
+    **{number_key(slot): _NUMBER for slot in range(FIRST_SLOTS)},
 }
 
 
@@ -41,6 +47,8 @@ class Spaces:
         self._server = server
         self._options = options
         self._checked: dict[str, Space] = {}
+        self._numbers: dict[str, set[int]] = {}
+        """Per collection the slots that are known to have an index."""
 
     def ensure(self, space: Space) -> None:
         """Make the collection and its payload indexes where they are missing; repeats safely.
@@ -81,10 +89,22 @@ class Spaces:
             return call(name)
         except NotThere as exc:
             self._checked.pop(space.name, None)
+            self._numbers.pop(name, None)
             raise ValueError(
                 f"no space {space.name!r} in the index (collection {name!r}); "
                 "call ensure_space first"
             ) from exc
+
+    def index_slots(self, name: str, slots: Collection[int]) -> None:
+        """Make the indexes of these numbers where they are missing; repeats safely."""
+        known = self._numbers.setdefault(name, set(range(FIRST_SLOTS)))
+        if known.issuperset(slots):
+            return
+        there = self._info(name).payload_schema
+        for slot in sorted(set(slots) - known):
+            if number_key(slot) not in there:
+                self._index(name, number_key(slot), _NUMBER)
+            known.add(slot)
 
     def collection(self, space: Space) -> str:
         """The name of the space's collection."""
@@ -125,9 +145,7 @@ class Spaces:
         except AlreadyThere:
             return  # another process was faster, or an answer of ours was lost
 
-    def _index(
-        self, name: str, field: str, params: models.KeywordIndexParams | models.IntegerIndexParams
-    ) -> None:
+    def _index(self, name: str, field: str, params: _Index) -> None:
         ordering = models.WriteOrdering(self._options.write_ordering)
 
         def send(client: QdrantClient) -> models.UpdateResult:

@@ -12,7 +12,19 @@ from numpy.typing import NDArray
 from qdrant_client.http import models
 
 from kb.adapters.index_checks import unit_rows
-from kb.ports import Point, PointHead, Space, Terms
+from kb.adapters.index_facts import META, TAGS, facts_from, meta_of, number_key
+from kb.ports import (
+    Between,
+    Every,
+    Except,
+    Facts,
+    Point,
+    PointHead,
+    Space,
+    Tagged,
+    Terms,
+    Where,
+)
 from pipelines.types import Vector
 
 DENSE, BM25 = "dense", "bm25"
@@ -25,12 +37,55 @@ _GRPC_NUMBER_BYTES = 5  # 4 for a float32, up to 5 for a uint32
 _POINT_BYTES = 450  # ids, names and punctuation, without the text hash
 
 
-def dataset_filter(dataset_id: UUID, documents: Sequence[UUID] | None = None) -> models.Filter:
-    """Points of the dataset, and of these documents only when they are given (not empty)."""
+def dataset_filter(
+    dataset_id: UUID, documents: Sequence[UUID] | None = None, where: Where | None = None
+) -> models.Filter:
+    """Points of the dataset, of these documents only when they are given (not empty), and those
+    only that `where` holds for.
+    """
     must: list[Any] = [match("dataset_id", [dataset_id])]
     if documents is not None:
         must.append(match("document_id", documents))
+    if where is not None:
+        must += _all_of(where)
     return models.Filter(must=must)
+
+
+def _all_of(where: Where) -> list[Any]:
+    """Conditions that all hold where it does; one level less than a filter in a filter."""
+    parts = where.parts if isinstance(where, Every) else (where,)
+    return [_condition(part) for part in parts]
+
+
+def _condition(where: Where) -> Any:
+    if isinstance(where, Tagged):
+        if len(where.any_of) == 1:
+            return models.FieldCondition(key=TAGS, match=models.MatchValue(value=where.any_of[0]))
+        return models.FieldCondition(key=TAGS, match=models.MatchAny(any=list(where.any_of)))
+    if isinstance(where, Between):
+        bounds = models.Range(
+            gte=None if where.open_low else where.low,
+            gt=where.low if where.open_low else None,
+            lte=None if where.open_high else where.high,
+            lt=where.high if where.open_high else None,
+        )
+        return models.FieldCondition(key=number_key(where.slot), range=bounds)
+    if isinstance(where, Except):
+        return models.Filter(must_not=[_condition(where.part)])
+    if isinstance(where, Every):
+        return models.Filter(must=_all_of(where))
+    return models.Filter(should=[_condition(part) for part in where.parts])
+
+
+def labelling(
+    dataset_id: UUID, documents: Sequence[UUID], facts: Facts
+) -> models.SetPayloadOperation:
+    """Gives all points of these documents these facts."""
+    return models.SetPayloadOperation(
+        set_payload=models.SetPayload(
+            payload={META: meta_of(facts)}, filter=dataset_filter(dataset_id, documents)
+        )
+    )
 
 
 def ids_filter(dataset_id: UUID, ids: Sequence[UUID]) -> models.Filter:
@@ -99,6 +154,7 @@ def parcels(
     for i, point in enumerate(points):
         numbers = 2 * len(point.terms) + (rows.shape[1] if rows is not None else 0)
         size = _POINT_BYTES + len(json.dumps(point.text_hash)) + number * numbers
+        size += facts_bytes(point.facts)
         if parcel and (parcel_bytes + size > most_bytes or len(parcel) == most_points):
             yield parcel
             parcel, parcel_bytes = [], 0
@@ -106,6 +162,11 @@ def parcels(
         parcel_bytes += size
     if parcel:
         yield parcel
+
+
+def facts_bytes(facts: Facts) -> int:
+    """At most so many bytes of a request."""
+    return len(json.dumps(meta_of(facts))) + 20 * len(facts.numbers)
 
 
 def _to_server(point: Point, dense: list[float] | None) -> models.PointStruct:
@@ -119,6 +180,7 @@ def _to_server(point: Point, dense: list[float] | None) -> models.PointStruct:
         "segment_id": str(point.segment_id),
         "version": point.version,
         "text_hash": point.text_hash,
+        META: meta_of(point.facts),
     }
     return models.PointStruct(id=str(point.id), vector=vectors, payload=payload)
 
@@ -144,6 +206,7 @@ def head(record: models.Record) -> PointHead:
         segment_id=UUID(payload["segment_id"]),
         version=int(payload["version"]),
         text_hash=payload["text_hash"],
+        facts=facts_from(payload.get(META)),
     )
 
 

@@ -33,7 +33,9 @@ class Described(BaseModel):
     """What is kept of a collection beside its shard."""
 
     created: models.CreateCollection
-    indexes: dict[str, models.KeywordIndexParams | models.IntegerIndexParams] = {}
+    indexes: dict[
+        str, models.KeywordIndexParams | models.IntegerIndexParams | models.FloatIndexParams
+    ] = {}
 
 
 class Collection:
@@ -134,6 +136,22 @@ class Collection:
         where = filter_of(request.filter, self._described.indexes)
         with self._lock:
             self._shard.update(edge.UpdateOperation.delete_points_by_filter(where))
+
+    def batch(self, request: models.UpdateOperations) -> None:
+        operations = []
+        for given in request.operations:
+            if not isinstance(given, models.SetPayloadOperation):
+                raise Refused(400, f"the double does not serve {type(given).__name__}")
+            only(given.set_payload, "payload", "filter")
+            where = filter_of(given.set_payload.filter, self._described.indexes)
+            if where is None:
+                raise Refused(400, "the double sets payload by filter only")
+            operations.append(
+                edge.UpdateOperation.set_payload_by_filter(where, given.set_payload.payload)
+            )
+        with self._lock:
+            for operation in operations:
+                self._shard.update(operation)
 
     # -- reads
 

@@ -25,6 +25,7 @@ _BODIES: dict[str, TypeAdapter[Any]] = {
     "index": TypeAdapter(models.CreateFieldIndex),
     "upsert": TypeAdapter(models.PointsList),
     "delete": TypeAdapter(models.PointsSelector),
+    "batch": TypeAdapter(models.UpdateOperations),
     "query": TypeAdapter(models.QueryRequest),
     "scroll": TypeAdapter(models.ScrollRequest),
     "count": TypeAdapter(models.CountRequest),
@@ -42,11 +43,12 @@ _ROUTES = [
     ("PUT", _NAME + "/points", "upsert"),
     ("POST", _NAME + "/points", "retrieve"),
     ("POST", _NAME + "/points/delete", "delete"),
+    ("POST", _NAME + "/points/batch", "batch"),
     ("POST", _NAME + "/points/query", "query"),
     ("POST", _NAME + "/points/scroll", "scroll"),
     ("POST", _NAME + "/points/count", "count"),
 ]
-_WRITES = {"index", "upsert", "delete"}
+_WRITES = {"index", "upsert", "delete", "batch"}
 
 
 class RestServer(ThreadingHTTPServer):
@@ -113,6 +115,7 @@ class _Handler(BaseHTTPRequestHandler):
         "index": lambda engine, name, body: engine.get(name).create_index(body),
         "upsert": lambda engine, name, body: engine.get(name).upsert(body),
         "delete": lambda engine, name, body: engine.get(name).delete(body),
+        "batch": lambda engine, name, body: engine.get(name).batch(body),
         "query": lambda engine, name, body: engine.get(name).query(body),
         "scroll": lambda engine, name, body: engine.get(name).scroll(body),
         "count": lambda engine, name, body: engine.get(name).count(body),
@@ -164,6 +167,8 @@ class _Handler(BaseHTTPRequestHandler):
                     waited = "acknowledged" if query.get("wait") != "true" else "completed"
                     status = "wait_timeout" if fault == "unfinished" else waited
                     result = {"operation_id": 0, "status": status}
+                    if isinstance(value, models.UpdateOperations):
+                        result = [result] * len(value.operations)
                 content = {"result": _plain(result), "status": "ok", "time": 0.0}
         except Refused as refusal:
             self._refuse(refusal)

@@ -60,6 +60,8 @@ class _Face:
             context.abort(rpc.StatusCode.UNAVAILABLE, "made to fail (lost)")
         if fault == "unfinished" and isinstance(result, grpc.PointsOperationResponse):
             result.result.status = grpc.UpdateStatus.WaitTimeout
+        if fault == "unfinished" and isinstance(result, grpc.UpdateBatchResponse):
+            result.result[0].status = grpc.UpdateStatus.WaitTimeout
         return result
 
     def written(self, request: Any) -> Any:
@@ -147,6 +149,21 @@ class _Points(grpc.PointsServicer):  # type: ignore[misc]
             return self._face.written(request)
 
         return self._face.answer(context, "delete", call)
+
+    def UpdateBatch(self, request: Any, context: Any) -> Any:
+        def call() -> Any:
+            _only(request, "collection_name", "operations", "wait", "ordering")
+            body = models.UpdateOperations(
+                operations=[
+                    GrpcToRest.convert_points_update_operation(given)
+                    for given in request.operations
+                ]
+            )
+            self._face.engine.get(request.collection_name).batch(body)
+            written = self._face.written(request).result
+            return grpc.UpdateBatchResponse(result=[written] * len(body.operations))
+
+        return self._face.answer(context, "batch", call)
 
     def Query(self, request: Any, context: Any) -> Any:
         def call() -> Any:

@@ -32,15 +32,27 @@ def only(value: BaseModel, *fields: str) -> None:
 
 
 def filter_of(value: models.Filter | None, indexes: Indexes) -> edge.Filter | None:
-    """A filter of `must` conditions over indexed fields and ids."""
+    """A filter of conditions over indexed fields and ids, and of filters of such."""
     if value is None:
         return None
-    only(value, "must")
-    must = value.must if isinstance(value.must, list) else [value.must]
-    return edge.Filter(must=[_condition(condition, indexes) for condition in must])
+    only(value, "must", "should", "must_not")
+    return edge.Filter(
+        must=_conditions(value.must, indexes),
+        should=_conditions(value.should, indexes),
+        must_not=_conditions(value.must_not, indexes),
+    )
+
+
+def _conditions(value: Any, indexes: Indexes) -> list[Any] | None:
+    if value is None:
+        return None
+    given = value if isinstance(value, list) else [value]
+    return [_condition(condition, indexes) for condition in given]
 
 
 def _condition(value: Any, indexes: Indexes) -> Any:
+    if isinstance(value, models.Filter):
+        return filter_of(value, indexes)
     if isinstance(value, models.HasIdCondition):
         return edge.HasIdCondition({point_id(id) for id in value.has_id})
     if not isinstance(value, models.FieldCondition):
@@ -52,7 +64,8 @@ def _condition(value: Any, indexes: Indexes) -> Any:
     if isinstance(value.match, models.MatchAny) and isinstance(params, models.KeywordIndexParams):
         wanted = [_text(item) for item in value.match.any]
         return edge.FieldCondition(value.key, match=edge.MatchAny(wanted))
-    if isinstance(value.range, models.Range) and isinstance(params, models.IntegerIndexParams):
+    numeric = (models.IntegerIndexParams, models.FloatIndexParams)
+    if isinstance(value.range, models.Range) and isinstance(params, numeric):
         bound = value.range
         numbers = edge.RangeFloat(gte=bound.gte, gt=bound.gt, lte=bound.lte, lt=bound.lt)
         return edge.FieldCondition(value.key, range=numbers)
@@ -138,7 +151,9 @@ def payload_of(value: Any) -> bool | list[str]:
     raise Refused(400, f"the double does not serve {type(value).__name__}")
 
 
-def index_of(value: Any) -> edge.KeywordIndexParams | edge.IntegerIndexParams:
+def index_of(
+    value: Any,
+) -> edge.KeywordIndexParams | edge.IntegerIndexParams | edge.FloatIndexParams:
     """A payload index."""
     if isinstance(value, models.KeywordIndexParams):
         only(value, "type", "is_tenant", "enable_hnsw")
@@ -148,6 +163,9 @@ def index_of(value: Any) -> edge.KeywordIndexParams | edge.IntegerIndexParams:
         return edge.IntegerIndexParams(
             lookup=value.lookup, range=value.range, enable_hnsw=value.enable_hnsw
         )
+    if isinstance(value, models.FloatIndexParams):
+        only(value, "type", "enable_hnsw")
+        return edge.FloatIndexParams(enable_hnsw=value.enable_hnsw)
     raise Refused(400, f"the double does not serve {type(value).__name__} as a payload index")
 
 
