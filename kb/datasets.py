@@ -26,7 +26,7 @@ from kb.models import (
     text_key,
 )
 from kb.ports import Space
-from kb.resources import FULL_TEXT_SPACE, Resources, space_of
+from kb.resources import FULL_TEXT_SPACE, Resources, find_embedder, space_of
 from kb.schemas import DatasetCreate, DatasetUpdate, RetrievalModelIn
 
 
@@ -118,23 +118,19 @@ def set_technique(
     """Fix how a dataset without documents is indexed; embedding fields only for high quality.
 
     Raises:
-        InvalidParam: the model is not configured; the message names the one that is.
+        InvalidParam: the model is not configured; the message lists those that are.
     """
     dataset.indexing_technique = technique
     if technique is IndexingTechnique.ECONOMY:
         dataset.embedding_model = dataset.embedding_model_provider = None
         dataset.space_name, dataset.space_dim = FULL_TEXT_SPACE.name, None
         return
-    default_provider, default_model = resources.default_embedder_name
-    if (model or default_model, provider or default_provider) != (default_model, default_provider):
-        raise InvalidParam(
-            f"embedding model {model or default_model!r} of provider "
-            f"{provider or default_provider!r} is not configured; leave both out, or send "
-            f"embedding_model {default_model!r} and embedding_model_provider {default_provider!r}"
-        )
-    dataset.embedding_model, dataset.embedding_model_provider = default_model, default_provider
-    embedder = resources.default_embedder
-    dataset.space_name, dataset.space_dim = embedder.id, embedder.dim
+    try:
+        found = find_embedder(resources, provider, model)
+    except ProviderNotInitialized as exc:
+        raise InvalidParam(exc.message) from exc
+    dataset.embedding_model, dataset.embedding_model_provider = found.model, found.provider
+    dataset.space_name, dataset.space_dim = found.space.name, found.space.dim
 
 
 def get_dataset(

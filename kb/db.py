@@ -19,6 +19,7 @@ from sqlalchemy import (
     Engine,
     Float,
     MetaData,
+    Text,
     bindparam,
     create_engine,
     event,
@@ -56,6 +57,13 @@ class UtcDateTime(TypeDecorator[datetime]):
 
     def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
         return value.replace(tzinfo=UTC) if value is not None and value.tzinfo is None else value
+
+
+class Sealed(TypeDecorator[str]):
+    """A text that `kb.secrets` seals; tables, archives and moves can tell by the column's type."""
+
+    impl = Text
+    cache_ok = True
 
 
 class Base(DeclarativeBase):

@@ -10,7 +10,7 @@ KBError                         every public error: `code`, `message`, `status`
 │   ├── NoFileUploaded, TooManyFiles, FilenameMissing, InvalidMetadata
 │   └── DocumentIndexing, ProviderNotInitialized
 ├── Conflict            409
-│   └── DatasetNameDuplicate
+│   └── DatasetNameDuplicate, ModelExists, ModelInUse
 ├── FileTooLarge        413
 ├── BodyTooLarge        413     a JSON body beyond the limit
 ├── ArchiveTooLarge     413     an archive, or what it unpacks to, beyond the limit
@@ -18,6 +18,7 @@ KBError                         every public error: `code`, `message`, `status`
 ├── Unprocessable       422     the body of POST/PATCH /datasets does not validate
 ├── ArchivedDocument    403
 ├── Misconfigured       500     settings that do not go together; the process does not start
+│   └── SecretUnreadable        a stored secret was sealed with a key that this process lacks
 └── Unavailable         503     a store is busy, full or gone; safe to retry
     ├── DataDirectoryInUse      another process holds the data directory
     └── StoreUnavailable        the index did not answer
@@ -63,6 +64,7 @@ _LISTS = {
     "batch": "GET /v1/datasets/{dataset_id}/documents",
     "webhook": "GET /v1/webhooks",
     "query": "GET /v1/queries",
+    "model": "GET /v1/models",
 }
 
 
@@ -143,6 +145,18 @@ class DatasetNameDuplicate(Conflict):
     code = "dataset_name_duplicate"
 
 
+class ModelExists(Conflict):
+    """A model of this type, provider and name is configured already."""
+
+    code = "model_exists"
+
+
+class ModelInUse(Conflict):
+    """Something needs the model as it is."""
+
+    code = "model_in_use"
+
+
 class FileTooLarge(KBError):
     """The file is larger than the limit."""
 
@@ -177,6 +191,12 @@ class Misconfigured(KBError):
     """Settings that do not go together, or cannot be used here; the message names them."""
 
     code = "misconfigured"
+
+
+class SecretUnreadable(Misconfigured):
+    """A stored secret was sealed with a key that this process does not have."""
+
+    code = "secret_unreadable"
 
 
 class Unavailable(KBError):

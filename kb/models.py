@@ -20,7 +20,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import Mapped, mapped_column
 
-from kb.db import Base, new_id, now
+from kb.db import Base, Sealed, new_id, now
 from kb.ports import Queue
 
 
@@ -111,6 +111,26 @@ class DeliveryStatus(StrEnum):
     DELIVERED = "delivered"
     FAILED = "failed"
     """Given up; it is not tried again."""
+
+
+class ModelType(StrEnum):
+    """What a model does, as the contract's models route calls it."""
+
+    EMBEDDING = "text-embedding"
+    RERANK = "rerank"
+    CHAT = "llm"
+
+
+class ModelKind(StrEnum):
+    """Where a model runs, and what its server speaks."""
+
+    LOCAL = "local"
+    """A directory on the machine of each process."""
+    OPENAI = "openai"
+    TEI = "tei"
+    COHERE = "cohere"
+    JINA = "jina"
+    VLLM = "vllm"
 
 
 def _enum(cls: type[StrEnum]) -> Enum:
@@ -535,8 +555,8 @@ class Webhook(Base):
     )
     url: Mapped[str] = mapped_column(Text)
     events: Mapped[list[Any]]
-    secret: Mapped[str] = mapped_column(String(128))
-    """`whsec_` and base64; signing needs it as it is."""
+    secret: Mapped[str] = mapped_column(Sealed)
+    """`whsec_` and base64, sealed; signing needs it as it is."""
     created_at: Mapped[CreatedAt]
     disabled_at: Mapped[datetime | None]
     disabled_reason: Mapped[str | None] = mapped_column(Text)
@@ -568,3 +588,27 @@ class WebhookDelivery(Base):
     last_status: Mapped[int | None]
     """Of HTTP; None when there was no answer."""
     last_error: Mapped[str | None] = mapped_column(Text)
+
+
+class ConfiguredModel(Base):
+    """A model that was added through the API, beside those of the settings.
+
+    `revision` rises with every change, so that processes notice that theirs is an old one.
+    """
+
+    __tablename__ = "configured_models"
+    __table_args__ = (UniqueConstraint("workspace_id", "type", "provider", "model"),)
+    id: Mapped[Id]
+    workspace_id: Mapped[WorkspaceId]
+    type: Mapped[ModelType] = mapped_column(_enum(ModelType))
+    provider: Mapped[str] = mapped_column(String(200))
+    model: Mapped[str] = mapped_column(String(200))
+    kind: Mapped[ModelKind] = mapped_column(_enum(ModelKind))
+    options: Mapped[Json]
+    """Where it is and how it is used, as `kb.model_options` knows it; no secret."""
+    api_key: Mapped[str | None] = mapped_column(Sealed)
+    api_key_hint: Mapped[str | None] = mapped_column(String(16))
+    revision: Mapped[int] = mapped_column(default=1)
+    last_test: Mapped[Json | None]
+    created_at: Mapped[CreatedAt]
+    updated_at: Mapped[CreatedAt]

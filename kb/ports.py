@@ -1,17 +1,22 @@
-"""What the domain asks of the outside: SegmentIndex, BlobStore, JobQueue; each has adapters."""
+"""What the domain asks of the outside: SegmentIndex, BlobStore, JobQueue, Reranker, ChatModel;
+each has adapters. `Embedder` stands in `pipelines.ports`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
+from typing import Generic, Literal, Protocol, TypeVar
 from uuid import UUID
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel
 
 from pipelines.types import Vector
+
+Shape = TypeVar("Shape", bound=BaseModel)
 
 
 class Queue(StrEnum):
@@ -371,6 +376,122 @@ class BlobStore(Protocol):
 
     def close(self) -> None:
         """Let go of connections; repeats safely."""
+        ...
+
+
+class Reranker(Protocol):
+    """Judges how well texts answer a query, each together with the query."""
+
+    def rerank(
+        self, query: str, texts: Sequence[str], *, budget_s: float | None = None
+    ) -> list[float | None]:
+        """A score in [0, 1] for each text, in the order of `texts`; higher is better.
+
+        A text's score depends on the query and itself alone. None: its turn did not come within
+        the budget. Texts have their turn in the order given, so the most promising come first.
+        May be called from any thread; no text gives an empty list.
+
+        Args:
+            budget_s: time for the whole call, > 0; None: the model's own setting.
+        Raises:
+            TransientError: no text at all was judged in time, or the model's server does not
+                answer; safe to retry.
+            RateLimited: its server asks to come later.
+            ProviderNotInitialized: it refuses; the message names what to change.
+        """
+        ...
+
+    def close(self) -> None:
+        """Let go of the model; repeats safely."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens that an answer cost, as the model's server counts them; 0 where it does not say."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(
+            self.prompt_tokens + other.prompt_tokens,
+            self.completion_tokens + other.completion_tokens,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What a chat model answered.
+
+    Attributes:
+        cut: it ended at `max_tokens`, not at its own end.
+    """
+
+    text: str
+    usage: Usage
+    cut: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ShapedReply(Generic[Shape]):
+    """An answer that was asked for, and given, as data; `usage` of all attempts together."""
+
+    value: Shape
+    usage: Usage
+
+
+class ChatModel(Protocol):
+    """Continues a conversation. May be called from any thread.
+
+    Both methods raise `TransientError` (no answer within the time, or none that is one),
+    `RateLimited` (the server asks to come later than the call can wait) and
+    `ProviderNotInitialized` (the server refuses; the message names what to change).
+    """
+
+    def chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        max_tokens: int | None = None,
+        temperature: float | None = None,
+        timeout_s: float | None = None,
+    ) -> Reply:
+        """The model's next turn.
+
+        Args:
+            messages: the conversation, at least one.
+            max_tokens: of the answer, > 0; None: the model's own setting.
+            temperature: in [0, 2]; None: the model's own setting.
+            timeout_s: for the whole call with its retries, > 0; None: the model's own setting.
+        """
+        ...
+
+    def chat_as(
+        self,
+        shape: type[Shape],
+        messages: Sequence[Message],
+        *,
+        max_tokens: int | None = None,
+        temperature: float | None = None,
+        timeout_s: float | None = None,
+    ) -> ShapedReply[Shape]:
+        """The model's next turn as a value of this Pydantic model, validated.
+
+        An answer that does not validate is asked for again, with what is wrong with it.
+        """
+        ...
+
+    def close(self) -> None:
+        """Let go of the model; repeats safely."""
         ...
 
 

@@ -8,8 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from kb.db import Sessions
-from kb.models import Dataset, IndexingTechnique
+from kb.model_registry import ModelRegistry
+from kb.models import Dataset, IndexingTechnique, ModelType
 from kb.ports import BlobStore, JobQueue, SegmentIndex, Space, WebhookSender
+from kb.secrets import Keyring
 from kb.settings import Settings
 from pipelines.ports import Embedder
 
@@ -27,6 +29,10 @@ class Resources:
     blobs: BlobStore
     jobs: JobQueue
     webhooks: WebhookSender
+    keyring: Keyring
+    """Seals secrets before they are stored."""
+    models: ModelRegistry
+    """Embedding, rerank and chat models by provider and name."""
     embedders: Callable[[str], Embedder]
     """Space name -> the embedder that fills it; raises ProviderNotInitialized."""
     default_embedder: Embedder
@@ -45,3 +51,29 @@ def space_of(dataset: Dataset) -> Space | None:
     if dataset.indexing_technique is IndexingTechnique.ECONOMY:
         return FULL_TEXT_SPACE
     return Space(dataset.space_name, dataset.space_dim)
+
+
+@dataclass(frozen=True)
+class NamedEmbedder:
+    """An embedder and the names under which the API knows it."""
+
+    provider: str
+    model: str
+    embedder: Embedder
+
+    @property
+    def space(self) -> Space:
+        """The collection that it fills; asks the model's server how long vectors are, once."""
+        return Space(self.embedder.id, self.embedder.dim)
+
+
+def find_embedder(resources: Resources, provider: str | None, model: str | None) -> NamedEmbedder:
+    """The configured embedding model of these names; None or empty fits any, the default first.
+
+    Raises:
+        ProviderNotInitialized: there is no such model; the message lists those that there are.
+    """
+    record = resources.models.choose(ModelType.EMBEDDING, provider, model)
+    if record.id is None:
+        return NamedEmbedder(*resources.default_embedder_name, resources.default_embedder)
+    return NamedEmbedder(*record.name, resources.models.embedder_of(record))

@@ -382,6 +382,10 @@ class Settings(BaseSettings):
     redis: Redis = Redis()
     api_key: SecretStr | None = None
     """Accepted as the workspace's key; None: the first start makes one and prints it once."""
+    secret_key: SecretStr | None = None
+    """Seals stored credentials: the base64 of 32 bytes (`openssl rand -base64 32`), the same in all
+    processes. Several, separated by commas: the first one seals, all of them open. None: the first
+    start makes one in the data directory, `secret.key`; with `redis_url` nothing can be sealed."""
     host: str = "127.0.0.1"
     """Address that the API listens on; 0.0.0.0 is every one of this machine."""
     port: int = Field(default=8000, ge=0, le=65535)

@@ -9,28 +9,25 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from sqlalchemy import select, text
 from sqlalchemy.orm import Session
 
 from kb.adapters.in_process_queue import InProcessQueue
-from kb.adapters.local_embedder import LocalEmbedder
 from kb.adapters.localfs import LocalBlobs
 from kb.adapters.qdrant_edge import QdrantEdgeIndex
 from kb.adapters.webhook_http import HttpSender
 from kb.db import Pool, Sessions, exclusive, lock_key, open_database, transaction
-from kb.errors import DataDirectoryInUse, Misconfigured, ProviderNotInitialized
+from kb.errors import DataDirectoryInUse, Misconfigured
 from kb.migrations import upgrade
+from kb.model_registry import ModelRegistry
 from kb.models import Member, Workspace
 from kb.ports import BlobStore, JobQueue, SegmentIndex
 from kb.resources import Resources
+from kb.secrets import Keyring, open_keyring
 from kb.settings import Settings
 from kb.tracing import start_tracing
-from pipelines.ports import Embedder
-
-if TYPE_CHECKING:
-    from kb.adapters.http_embedder import HttpEmbedder
+from kb.wiring_models import default_record, makers, open_embedder
 
 log = logging.getLogger("kb.wiring")
 
@@ -42,6 +39,7 @@ class Stores:
     sessions: Sessions
     blobs: BlobStore
     index: SegmentIndex
+    keyring: Keyring
 
 
 @contextmanager
@@ -56,11 +54,12 @@ def open_stores(settings: Settings) -> Iterator[Stores]:
         if settings.redis_url is None:
             stack.enter_context(_alone(sessions))
         upgrade(sessions.engine)
+        keyring = _open_keyring(settings)
         blobs = _open_blobs(settings)
         stack.callback(blobs.close)
         index = _open_index(settings)
         stack.callback(index.close)
-        yield Stores(sessions, blobs, index)
+        yield Stores(sessions, blobs, index, keyring)
 
 
 @contextmanager
@@ -72,22 +71,25 @@ def open_resources(settings: Settings) -> Iterator[Resources]:
     with ExitStack() as stack:
         stores = stack.enter_context(open_stores(settings))
         workspace_id, owner_id = _first_workspace(stores.sessions)
-        embedder = _open_embedder(settings)
+        embedder = open_embedder(settings)
         stack.callback(embedder.close)
+        record = default_record(settings)
+        models = ModelRegistry(
+            stores.sessions,
+            stores.keyring,
+            workspace_id,
+            makers(settings),
+            default=embedder,
+            record=record,
+            no_space="no embedding model is configured for the space {space!r}; the settings have "
+            f"{' '.join(record.name)!r}. Set {_model_settings(settings)} to what filled it, or add "
+            "that with POST /v1/models",
+        )
+        stack.callback(models.close)
         pool = ThreadPoolExecutor(settings.retrieval.threads, thread_name_prefix="kb-leg")
         stack.callback(pool.shutdown, wait=True)
         jobs = _open_queue(settings)
         stack.callback(jobs.close)
-
-        def embedder_of(space_name: str) -> Embedder:
-            found = embedder.for_space(space_name)
-            if found is None:
-                raise ProviderNotInitialized(
-                    f"no embedding model is configured for the space {space_name!r}; this process "
-                    f"has {' '.join(_model_name(settings))!r}. Set {_model_settings(settings)} to "
-                    "what filled it"
-                )
-            return found
 
         yield Resources(
             settings=settings,
@@ -99,9 +101,11 @@ def open_resources(settings: Settings) -> Iterator[Resources]:
                 timeout_s=settings.webhooks.timeout_s,
                 allow_private=settings.webhooks.allow_private,
             ),
-            embedders=embedder_of,
+            keyring=stores.keyring,
+            models=models,
+            embedders=models.embedder_of_space,
             default_embedder=embedder,
-            default_embedder_name=_model_name(settings),
+            default_embedder_name=record.name,
             pool=pool,
             workspace_id=workspace_id,
             owner_id=owner_id,
@@ -167,36 +171,16 @@ def _alone(sessions: Sessions) -> Iterator[None]:
         yield
 
 
-def _open_embedder(settings: Settings) -> LocalEmbedder | HttpEmbedder:
-    options = settings.embedding
-    if options.provider != "local":
-        # Here, because an HTTP client takes a tenth of a second to import.
-        from kb.adapters.http_embedder import http_embedder
-
-        return http_embedder(options)
-    return LocalEmbedder(
-        options.model_path,
-        cache_dir=options.cache_dir or settings.data_dir / "models",
-        threads=options.threads,
-        batch_size=options.batch_size,
-        niceness=options.niceness,
-    )
-
-
-def _model_name(settings: Settings) -> tuple[str, str]:
-    """(provider, model) under which the API lists the embedder of this process."""
-    options = settings.embedding
-    if options.provider == "local":
-        return "local", options.model_path.name if options.model_path else "all-MiniLM-L6-v2"
-    assert options.model is not None
-    return options.provider, options.model
-
-
 def _model_settings(settings: Settings) -> str:
     if settings.embedding.provider == "local":
         return "KB_EMBEDDING__PROVIDER or KB_EMBEDDING__MODEL_PATH"
     names = ("PROVIDER", "MODEL", "DIMENSIONS", "DOCUMENT_PREFIX")
     return ", ".join(f"KB_EMBEDDING__{name}" for name in names)
+
+
+def _open_keyring(settings: Settings) -> Keyring:
+    key = settings.secret_key.get_secret_value() if settings.secret_key else None
+    return open_keyring(key, settings.data_dir, several=settings.redis_url is not None)
 
 
 def _open_queue(settings: Settings) -> JobQueue:

@@ -59,7 +59,7 @@ def read_layout(path: Path) -> ModelLayout:
     Raises:
         ProviderNotInitialized: there is no such directory, or it holds no such model.
     """
-    modules = _read_json(path / "modules.json")
+    modules = read_json(path / "modules.json")
     if not isinstance(modules, list) or not modules:
         raise ProviderNotInitialized(
             f"no sentence-transformers model in {str(path)!r}: modules.json is missing or empty; "
@@ -67,14 +67,14 @@ def read_layout(path: Path) -> ModelLayout:
         )
     kinds = [str(module["type"]).rpartition(".")[2] for module in modules]
     folders = [path / str(module["path"]) for module in modules]
-    transformer = _as_dict(_read_json(folders[0] / "config.json"))
+    transformer = _as_dict(read_json(folders[0] / "config.json"))
     sentence = _sentence_config(folders[0])
     dim: int | None = transformer.get("hidden_size")
     pooling: tuple[str, ...] = ()
     pool_config: dict[str, Any] = {}
     odd: list[str] = [] if kinds[0] == "Transformer" else [f"the module {kinds[0]}"]
     for kind, folder in zip(kinds[1:], folders[1:], strict=True):
-        config = _as_dict(_read_json(folder / "config.json"))
+        config = _as_dict(read_json(folder / "config.json"))
         if kind == "Pooling" and not pooling:
             pool_config, pooling = config, _pooling_modes(config)
             width = config.get("embedding_dimension", config.get("word_embedding_dimension"))
@@ -85,11 +85,11 @@ def read_layout(path: Path) -> ModelLayout:
             dim = config.get("out_features", dim) if kind in {"Dense", "LayerNorm"} else None
     if not pooling:
         odd.append("a model without pooling")
-    card = _as_dict(_read_json(path / "config_sentence_transformers.json"))
+    card = _as_dict(read_json(path / "config_sentence_transformers.json"))
     query, document = _prompts(card)
     if (query or document) and not pool_config.get("include_prompt", True):
         odd.append("pooling without the prompt")
-    tokenizer = _as_dict(_read_json(folders[0] / "tokenizer_config.json"))
+    tokenizer = _as_dict(read_json(folders[0] / "tokenizer_config.json"))
     if "left" in {tokenizer.get("padding_side"), tokenizer.get("truncation_side")}:
         odd.append("padding or truncation on the left")
     max_tokens = _max_tokens(sentence, tokenizer, transformer)
@@ -151,7 +151,12 @@ def model_name(path: Path) -> str:
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:60] or "model"
 
 
-def _read_json(file: Path) -> object:
+def read_json(file: Path) -> object:
+    """What a JSON file holds; None when it is not there.
+
+    Raises:
+        ProviderNotInitialized: it cannot be read.
+    """
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
@@ -166,7 +171,7 @@ def _as_dict(value: object) -> dict[str, Any]:
 
 def _sentence_config(folder: Path) -> dict[str, Any]:
     for file in sorted(folder.glob("sentence_*_config.json")):
-        return _as_dict(_read_json(file))
+        return _as_dict(read_json(file))
     return {}
 
 

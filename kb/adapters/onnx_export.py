@@ -173,7 +173,7 @@ def export(source: Path, target: Path) -> None:
     del onnx
     reference = SentenceTransformer(str(source), device="cpu", local_files_only=True)
     verify(layout, target, reference)
-    _write_manifest(target)
+    write_manifest(target)
 
 
 def verify(layout: ModelLayout, target: Path, reference: Any) -> None:
@@ -205,7 +205,8 @@ def verify(layout: ModelLayout, target: Path, reference: Any) -> None:
     served.close()
 
 
-def _write_manifest(target: Path) -> None:
+def write_manifest(target: Path) -> None:
+    """Say what an export is made of; from then on it is a finished one, all of it on disk."""
     from importlib.metadata import version
 
     packages = ("torch", "sentence-transformers", "optimum-onnx", "onnxruntime")

@@ -57,13 +57,13 @@ class OnnxBackend:
         # Its own threads would tokenise documents at normal priority, in the way of queries.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         self._layout = layout
-        self._session = _session(directory / MODEL_FILE)
+        self._session = open_session(directory / MODEL_FILE)
         self._inputs = {value.name for value in self._session.get_inputs()}
         if extra := self._inputs - {"input_ids", "attention_mask", "token_type_ids"}:
             raise OnnxUnusable(f"the exported model wants the inputs {', '.join(sorted(extra))}")
         self._output = self._session.get_outputs()[0].name
-        self._whole = _tokenizer(directory / TOKENIZER_FILE)
-        self._cut = _tokenizer(directory / TOKENIZER_FILE)
+        self._whole = open_tokenizer(directory / TOKENIZER_FILE)
+        self._cut = open_tokenizer(directory / TOKENIZER_FILE)
         self._cut.enable_truncation(layout.max_tokens)
         self._threads, self._batch_size = threads, batch_size
         self._closed = False
@@ -78,7 +78,7 @@ class OnnxBackend:
 
     def embed_query(self, text: str) -> Vector:
         """float32[dim], L2-normalised."""
-        (clean,) = _clean([self._layout.query_prompt + text])
+        (clean,) = clean_texts([self._layout.query_prompt + text])
         # Not `encode_batch_fast`: that lets go of the interpreter lock, and may then wait for a
         # search on another thread, which holds it for milliseconds. Inference runs without it.
         encoding = self._cut.encode(self._clip(clean))
@@ -103,11 +103,11 @@ class OnnxBackend:
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Tokens per text, special tokens and no prompt included."""
-        return [len(encoding.ids) for encoding in self._whole.encode_batch_fast(_clean(texts))]
+        return [len(encoding.ids) for encoding in self._whole.encode_batch_fast(clean_texts(texts))]
 
     def tokenize(self, texts: Sequence[str], prompt: str = "") -> list[Ids]:
         """What the model is given: int64[tokens] per text, at most `max_tokens` each."""
-        clipped = [self._clip(prompt + text) for text in _clean(texts)]
+        clipped = [self._clip(prompt + text) for text in clean_texts(texts)]
         encodings = self._cut.encode_batch_fast(clipped)
         return [np.array(encoding.ids, dtype=np.int64) for encoding in encodings]
 
@@ -205,7 +205,12 @@ def normalised(vectors: NDArray[np.floating[Any]]) -> Vectors:
     return np.ascontiguousarray(vectors / np.maximum(lengths, 1e-12), dtype=np.float32)
 
 
-def _session(file: Path) -> Any:
+def open_session(file: Path) -> Any:
+    """One thread per run, since runs are what is done in parallel.
+
+    Raises:
+        OnnxUnusable: ONNX Runtime cannot load it.
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -219,7 +224,12 @@ def _session(file: Path) -> Any:
         raise OnnxUnusable(f"ONNX Runtime cannot load {str(file)!r}: {exc}") from exc
 
 
-def _tokenizer(file: Path) -> Any:
+def open_tokenizer(file: Path) -> Any:
+    """Neither pads nor cuts.
+
+    Raises:
+        OnnxUnusable: it cannot be loaded.
+    """
     from tokenizers import Tokenizer  # type: ignore[import-untyped]
 
     try:
@@ -240,6 +250,6 @@ def _lower_priority(niceness: int) -> None:
         os.setpriority(os.PRIO_PROCESS, me, min(19, current + niceness))
 
 
-def _clean(texts: Iterable[str]) -> list[str]:
+def clean_texts(texts: Iterable[str]) -> list[str]:
     """The texts, lone surrogates (no Unicode text has them) as question marks."""
     return [text if text.isascii() else text.encode(errors="replace").decode() for text in texts]

@@ -15,7 +15,7 @@ import pytest
 from pydantic import SecretStr, ValidationError
 
 from kb.adapters.http_embedder import HttpEmbedder, http_embedder
-from kb.adapters.http_embedder.faults import retry_after_s
+from kb.adapters.model_server.faults import retry_after_s
 from kb.errors import Misconfigured, ProviderNotInitialized
 from kb.settings import Embedding
 from pipelines.errors import RateLimited, TransientError

@@ -13,8 +13,8 @@ from typing import Any, Self
 
 import numpy as np
 
-from kb.adapters.http_embedder.endpoint import Endpoint, Patience, Request
-from kb.adapters.http_embedder.faults import BadAnswer, Refused
+from kb.adapters.model_server import BadAnswer, Contact, Endpoint, Patience, Refused, Request
+from kb.adapters.model_server.contact import Where, in_settings
 from kb.errors import ProviderNotInitialized
 from kb.settings import Embedding
 from pipelines.errors import TransientError
@@ -23,6 +23,9 @@ from pipelines.types import Vector, Vectors
 log = logging.getLogger("kb.embedding")
 
 _SLUG_CHARS = 60
+_PROVIDER_CHARS = 16
+_PLAIN = ("openai", "tei")
+"""Kinds of servers whose name is the provider's, unless somebody gave it another."""
 _SHORTEST = 32
 """A text of so few characters is not cut further for a server that finds it too long."""
 _BLANK = "."
@@ -37,6 +40,8 @@ class HttpEmbedder(ABC):
     brought to length 1.
 
     Args:
+        where: tells where an option is set, for messages.
+        provider: names the space, together with the model; None: the kind of server.
         dim: length of the vectors, when it is known from a space that the model has filled.
         endpoint: shared with another embedder of the same server; None opens one.
     Raises:
@@ -44,10 +49,17 @@ class HttpEmbedder(ABC):
     """
 
     def __init__(
-        self, options: Embedding, *, dim: int | None = None, endpoint: Endpoint | None = None
+        self,
+        options: Embedding,
+        *,
+        where: Where = in_settings,
+        provider: str | None = None,
+        dim: int | None = None,
+        endpoint: Endpoint | None = None,
     ) -> None:
-        self._options = options
-        self._endpoint = endpoint or Endpoint(options, self.base_url(options))
+        self._options, self._where = options, where
+        self._provider = provider or options.provider
+        self._endpoint = endpoint or Endpoint(self._contact())
         self._dim = dim or options.dimensions
         self._lock = threading.Lock()
         self._of_spaces: dict[int, Self] = {}
@@ -92,7 +104,7 @@ class HttpEmbedder(ABC):
 
     @property
     def id(self) -> str:
-        """`<provider>-<model>-<dim>`, with a hash where the model's name alone does not tell.
+        """`<provider>-<model>-<dim>`, with a hash where the names alone do not tell.
 
         Asks the server for the length of its vectors if no setting says it.
         """
@@ -114,10 +126,35 @@ class HttpEmbedder(ABC):
     @property
     def _prefix(self) -> str:
         model, prefix = self._options.model or "", self._options.document_prefix or ""
-        slug = re.sub(r"[^a-z0-9]+", "-", model.lower()).strip("-")[:_SLUG_CHARS] or "model"
-        if prefix or slug != model:  # the hash keeps names apart that the slug makes equal
-            slug += "-" + sha256(f"{model}\0{prefix}".encode()).hexdigest()[:8]
-        return f"{self._options.provider}-{slug}-"
+        slug = _slug(model, _SLUG_CHARS) or "model"
+        if self._provider in _PLAIN:
+            provider, told = self._provider, f"{model}\0{prefix}"
+        else:
+            provider = _slug(self._provider, _PROVIDER_CHARS) or "provider"
+            told = f"{model}\0{prefix}\0{self._provider}"
+        # The hash keeps names apart that the slugs make equal.
+        if prefix or slug != model or self._provider not in _PLAIN:
+            slug += "-" + sha256(told.encode()).hexdigest()[:8]
+        return f"{provider}-{slug}-"
+
+    def _contact(self) -> Contact:
+        options = self._options
+        return Contact(
+            what="embedding server",
+            url=self.base_url(options),
+            model=options.model or "",
+            where=self._where,
+            api_key=options.api_key.get_secret_value() if options.api_key else None,
+            api_key_header=options.api_key_header,
+            checks=("model", "dimensions", "max_tokens"),
+            connect_timeout_s=options.connect_timeout_s,
+            timeout_s=options.timeout_s,
+            query_timeout_s=options.query_timeout_s,
+            max_requests=options.max_requests,
+            retries=options.retries,
+            retry_base_s=options.retry_base_s,
+            retry_max_s=options.retry_max_s,
+        )
 
     def for_space(self, name: str) -> Self | None:
         """The embedder that fills this space; None: it is another model's. Asks nothing.
@@ -132,7 +169,11 @@ class HttpEmbedder(ABC):
         with self._lock:
             if int(dim) not in self._of_spaces:
                 self._of_spaces[int(dim)] = type(self)(
-                    self._options, dim=int(dim), endpoint=self._endpoint
+                    self._options,
+                    where=self._where,
+                    provider=self._provider,
+                    dim=int(dim),
+                    endpoint=self._endpoint,
                 )
             return self._of_spaces[int(dim)]
 
@@ -236,13 +277,18 @@ class HttpEmbedder(ABC):
         server = f"the embedding server {self._endpoint.url} answers with vectors of {dim} numbers"
         if self._options.dimensions is not None:
             raise ProviderNotInitialized(
-                f"{server}, but KB_EMBEDDING__DIMENSIONS is {self._options.dimensions}; leave that "
-                "out, or set KB_EMBEDDING__SEND_DIMENSIONS=true if the model can be shortened"
+                f"{server}, but {self._where('dimensions')} is {self._options.dimensions}; leave "
+                f"that out, or set {self._where('send_dimensions')}=true if the model can be "
+                "shortened"
             )
         raise ProviderNotInitialized(
             f"{server}, but those of the model {self._options.model!r} had {self._dim} before; if "
             "another model answers there now, give it another name in KB_EMBEDDING__MODEL"
         )
+
+
+def _slug(name: str, chars: int) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:chars]
 
 
 def _packed(texts: Sequence[str], most: int, most_chars: int) -> list[list[int]]:

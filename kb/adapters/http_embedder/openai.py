@@ -11,9 +11,8 @@ import httpx2 as httpx
 import numpy as np
 
 from kb.adapters.http_embedder.embedder import HttpEmbedder
-from kb.adapters.http_embedder.endpoint import Patience, Request
-from kb.adapters.http_embedder.faults import BadAnswer
 from kb.adapters.http_embedder.tokens import cut_to, estimated_tokens
+from kb.adapters.model_server import BadAnswer, Patience, Request
 from kb.settings import Embedding
 
 OPENAI = "https://api.openai.com/v1"

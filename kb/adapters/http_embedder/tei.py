@@ -9,9 +9,8 @@ from functools import partial
 from typing import Any
 
 from kb.adapters.http_embedder.embedder import HttpEmbedder
-from kb.adapters.http_embedder.endpoint import Patience, Request
-from kb.adapters.http_embedder.faults import BadAnswer
 from kb.adapters.http_embedder.tokens import cut_to
+from kb.adapters.model_server import BadAnswer, Patience, Request
 from kb.settings import Embedding
 
 log = logging.getLogger("kb.embedding")
@@ -98,10 +97,11 @@ class TeiEmbedder(HttpEmbedder):
         if served != options.model:
             log.warning(
                 "the embedding server %s says that it serves %r; its vectors are kept under the "
-                "name %r (KB_EMBEDDING__MODEL)",
+                "name %r (%s)",
                 self._endpoint.url,
                 served,
                 options.model,
+                self._where("model"),
             )
         return _Info(max(1, reads), max(1, min(takes, options.request_texts)))
 

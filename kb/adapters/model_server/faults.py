@@ -10,6 +10,7 @@ from email.utils import parsedate_to_datetime
 
 import httpx2 as httpx
 
+from kb.adapters.model_server.contact import Contact
 from kb.errors import ProviderNotInitialized
 
 _AGAIN = frozenset({408, 409, 424, 425, 429})  # and what is 500 or more
@@ -27,11 +28,12 @@ class Refused(ProviderNotInitialized):
 
     Attributes:
         too_large: fewer or shorter texts may pass.
+        answered: the status of HTTP.
     """
 
-    def __init__(self, message: str, *, too_large: bool = False) -> None:
+    def __init__(self, message: str, *, answered: int, too_large: bool = False) -> None:
         super().__init__(message)
-        self.too_large = too_large
+        self.answered, self.too_large = answered, too_large
 
 
 class Fault(Exception):
@@ -51,7 +53,7 @@ class BadAnswer(Exception):
     """The server answered with something else than it was asked for."""
 
 
-def fault_of(answer: httpx.Response, model: str) -> Fault | Refused:
+def fault_of(answer: httpx.Response, contact: Contact) -> Fault | Refused:
     """What an answer means whose status is no success."""
     status, said = answer.status_code, _message(answer)
     reason = f"status {status}: {said}" if said else f"status {status}"
@@ -59,29 +61,32 @@ def fault_of(answer: httpx.Response, model: str) -> Fault | Refused:
         wait_s = retry_after_s(answer.headers)
         return Fault(reason, later=status == 429 or wait_s is not None, wait_s=wait_s)
     return Refused(
-        f"{reason}; {_remedy(status, model, answer)}",
+        f"{reason}; {_remedy(status, contact, answer)}",
+        answered=status,
         too_large=status == 413 or (status in (400, 422) and bool(_TOO_LARGE.search(said))),
     )
 
 
-def _remedy(status: int, model: str, answer: httpx.Response) -> str:
+def _remedy(status: int, contact: Contact, answer: httpx.Response) -> str:
+    where = contact.where
     if status in (401, 403, 407):
-        return "set KB_EMBEDDING__API_KEY to a key that may use this model"
+        return f"set {where('api_key')} to a key that may use this model"
     if status == 402:
-        return "the account behind KB_EMBEDDING__API_KEY has no credit"
+        return f"the account behind {where('api_key')} has no credit"
     if status in (404, 405, 501):
         return (
-            f"check KB_EMBEDDING__URL, and that the server has the model {model!r} "
-            "(KB_EMBEDDING__MODEL)"
+            f"check {where('url')}, and that the server has the model {contact.model!r} "
+            f"({where('model')})"
         )
     if 300 <= status < 400:
-        return f"set KB_EMBEDDING__URL to {answer.headers.get('location', 'where it leads')}"
+        return f"set {where('url')} to {answer.headers.get('location', 'where it leads')}"
     if status == 413:
-        return "lower KB_EMBEDDING__REQUEST_TEXTS or KB_EMBEDDING__REQUEST_CHARS"
-    return (
-        f"check KB_EMBEDDING__MODEL ({model!r}), KB_EMBEDDING__DIMENSIONS and "
-        "KB_EMBEDDING__MAX_TOKENS"
-    )
+        return f"lower {where('request_texts')} or {where('request_chars')}"
+    checks = [
+        where(name) + (f" ({contact.model!r})" if name == "model" else "")
+        for name in contact.checks
+    ]
+    return "check " + " and ".join(filter(None, [", ".join(checks[:-1]), checks[-1]]))
 
 
 def _message(answer: httpx.Response) -> str:

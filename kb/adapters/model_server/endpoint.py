@@ -14,14 +14,14 @@ from typing import Any, TypeVar
 
 import httpx2 as httpx
 
-from kb.adapters.http_embedder.faults import BadAnswer, Fault, Refused, fault_of
+from kb.adapters.model_server.contact import Contact
+from kb.adapters.model_server.faults import BadAnswer, Fault, Refused, fault_of
 from kb.errors import Misconfigured, ProviderNotInitialized
-from kb.settings import Embedding
 from pipelines.errors import RateLimited, TransientError
 
 T = TypeVar("T")
 
-log = logging.getLogger("kb.embedding")
+log = logging.getLogger("kb.embedding")  # the name that operators know it by
 
 _QUERY_ATTEMPTS = 3
 
@@ -79,25 +79,25 @@ class Endpoint:
         Misconfigured: the URL or the API key cannot be sent.
     """
 
-    def __init__(self, options: Embedding, url: str) -> None:
-        self.url = _checked_url(url)
-        self._options = options
-        self._model = options.model or ""
-        self._key = _key(options)
+    def __init__(self, contact: Contact) -> None:
+        self.url = _checked_url(contact)
+        self._contact = contact
+        self._server = f"the {contact.what} {contact.url}"
+        self._key = _key(contact)
         self._gate = Gate()
         self._closing = threading.Event()
         self._http = httpx.Client(
             headers=self._headers(),
-            timeout=httpx.Timeout(options.timeout_s, connect=options.connect_timeout_s),
+            timeout=httpx.Timeout(contact.timeout_s, connect=contact.connect_timeout_s),
             # Queries never wait for a connection behind documents, whose number the threads bound.
             limits=httpx.Limits(
-                max_connections=None, max_keepalive_connections=options.max_requests + 4
+                max_connections=None, max_keepalive_connections=contact.max_requests + 4
             ),
         )
-        self._threads = ThreadPoolExecutor(options.max_requests, "kb-embed")
-        self.for_documents = Patience(options.retries + 1, options.timeout_s, None, at_gate=True)
+        self._threads = ThreadPoolExecutor(contact.max_requests, "kb-model")
+        self.for_documents = Patience(contact.retries + 1, contact.timeout_s, None, at_gate=True)
         self.for_queries = Patience(
-            _QUERY_ATTEMPTS, options.query_timeout_s, options.query_timeout_s, at_gate=False
+            _QUERY_ATTEMPTS, contact.query_timeout_s, contact.query_timeout_s, at_gate=False
         )
 
     def ask(self, request: Request, read: Callable[[Any], T], patience: Patience) -> T:
@@ -105,7 +105,7 @@ class Endpoint:
 
         Raises:
             RateLimited: the server asks to come later than this call can wait.
-            TransientError: it failed at every attempt, or the embedder was closed.
+            TransientError: it failed at every attempt, or the model was closed.
             ProviderNotInitialized: it refuses; trying again would change nothing.
         """
         started, attempt = time.monotonic(), 0
@@ -126,12 +126,16 @@ class Endpoint:
                 self._gate.close_for(delay_s)
             if (
                 attempt >= patience.attempts
-                or delay_s > self._options.retry_max_s
+                or delay_s > self._contact.retry_max_s
                 or delay_s >= _left_s(patience, started)
             ):
                 raise self._given_up(fault, attempt)
             log.warning(
-                "embedding server %s: %s; trying again in %.1f s", self.url, fault.reason, delay_s
+                "%s %s: %s; trying again in %.1f s",
+                self._contact.what,
+                self.url,
+                fault.reason,
+                delay_s,
             )
             if not (fault.later and patience.at_gate):
                 self._closing.wait(delay_s)
@@ -185,13 +189,13 @@ class Endpoint:
                 request.url,
                 json=request.body,
                 timeout=httpx.Timeout(
-                    timeout_s, connect=min(timeout_s, self._options.connect_timeout_s)
+                    timeout_s, connect=min(timeout_s, self._contact.connect_timeout_s)
                 ),
             )
         except (httpx.UnsupportedProtocol, httpx.LocalProtocolError, httpx.InvalidURL) as exc:
             raise ProviderNotInitialized(
-                f"the embedding server {self.url} cannot be asked: {self._clean(str(exc))}; "
-                "set KB_EMBEDDING__URL"
+                f"{self._server} cannot be asked: {self._clean(str(exc))}; set "
+                f"{self._contact.where('url')}"
             ) from None
         except httpx.TimeoutException as exc:
             raise Fault(f"no answer within {timeout_s:g} s ({type(exc).__name__})") from exc
@@ -199,7 +203,7 @@ class Endpoint:
             self._refuse_when_closed()
             raise Fault(self._clean(f"{type(exc).__name__}: {exc}")) from exc
         if not answer.is_success:
-            raise self._named(fault_of(answer, self._model))
+            raise self._named(fault_of(answer, self._contact))
         try:
             return answer.json()
         except ValueError:
@@ -209,14 +213,15 @@ class Endpoint:
         if isinstance(fault, Fault):
             return Fault(self._clean(fault.reason), later=fault.later, wait_s=fault.wait_s)
         return Refused(
-            self._clean(f"the embedding server {self.url} refuses: {fault.message}"),
+            self._clean(f"{self._server} refuses: {fault.message}"),
+            answered=fault.answered,
             too_large=fault.too_large,
         )
 
     def _headers(self) -> dict[str, str]:
         if self._key is None:
             return {}
-        name = self._options.api_key_header
+        name = self._contact.api_key_header
         bearer = name.lower() == "authorization" and " " not in self._key
         return {name: f"Bearer {self._key}" if bearer else self._key}
 
@@ -234,7 +239,7 @@ class Endpoint:
         closed_s = self._gate.closed_s
         if not closed_s:
             return
-        ends = time.monotonic() + self._options.retry_max_s
+        ends = time.monotonic() + self._contact.retry_max_s
         while closed_s and (left_s := ends - time.monotonic()) > 0:
             # Chance: not all threads of all processes come back in the same moment.
             self._closing.wait(min(left_s, closed_s * random.uniform(1.0, 1.1) + 0.001))
@@ -242,22 +247,22 @@ class Endpoint:
             closed_s = self._gate.closed_s
         if closed_s:
             raise RateLimited(
-                f"the embedding server {self.url} asked for a pause, {closed_s:.1f} s are left",
+                f"{self._server} asked for a pause, {closed_s:.1f} s are left",
                 retry_after_s=closed_s,
             )
 
     def _delay_s(self, fault: Fault, attempt: int) -> float:
         if fault.wait_s is not None:
             return fault.wait_s
-        options = self._options
-        doubled = options.retry_base_s * 2.0 ** (attempt - 1) * random.uniform(0.5, 1.5)
-        return min(doubled, options.retry_max_s)
+        contact = self._contact
+        doubled = contact.retry_base_s * 2.0 ** (attempt - 1) * random.uniform(0.5, 1.5)
+        return min(doubled, contact.retry_max_s)
 
     def _given_up(self, fault: Fault, attempts: int) -> TransientError:
         kind = RateLimited if fault.later else TransientError
         tried = f" ({attempts} attempts)" if attempts > 1 else ""
         return kind(
-            f"the embedding server {self.url} did not answer: {fault.reason}{tried}",
+            f"{self._server} did not answer: {fault.reason}{tried}",
             retry_after_s=fault.wait_s,
         )
 
@@ -266,7 +271,7 @@ class Endpoint:
             raise self._closed()
 
     def _closed(self) -> TransientError:
-        return TransientError(f"the embedder of {self.url} is closed")
+        return TransientError(f"{self._server} is not asked any more: the model is closed")
 
 
 def _left_s(patience: Patience, started: float) -> float:
@@ -275,23 +280,24 @@ def _left_s(patience: Patience, started: float) -> float:
     return max(0.001, started + patience.total_s - time.monotonic())
 
 
-def _checked_url(url: str) -> str:
+def _checked_url(contact: Contact) -> str:
+    where = contact.where
     try:
-        parsed = httpx.URL(url)
+        parsed = httpx.URL(contact.url)
     except httpx.InvalidURL as exc:
-        raise Misconfigured(f"KB_EMBEDDING__URL: {url!r} is not a URL: {exc}") from exc
+        raise Misconfigured(f"{where('url')}: {contact.url!r} is not a URL: {exc}") from exc
     if parsed.userinfo:
         raise Misconfigured(
-            "KB_EMBEDDING__URL holds a user or password; put the key into KB_EMBEDDING__API_KEY "
-            "(with KB_EMBEDDING__API_KEY_HEADER=Authorization, `Basic ...` is sent as it is)"
+            f"{where('url')} holds a user or password; put the key into {where('api_key')} "
+            f"(when {where('api_key_header')} is Authorization, `Basic ...` is sent as it is)"
         )
-    return url
+    return contact.url
 
 
-def _key(options: Embedding) -> str | None:
-    key = options.api_key.get_secret_value().strip() if options.api_key else ""
+def _key(contact: Contact) -> str | None:
+    key = (contact.api_key or "").strip()
     if not (key.isascii() and (key.isprintable() or not key)):
         raise Misconfigured(
-            "KB_EMBEDDING__API_KEY has characters that no HTTP header holds; copy it again"
+            f"{contact.where('api_key')} has characters that no HTTP header holds; copy it again"
         )
     return key or None
