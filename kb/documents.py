@@ -1,4 +1,4 @@
-"""Documents: accept, replace, find, list, delete, retry; how far each has got."""
+"""Documents: accept, replace, update, find, list, delete; how far each has got."""
 
 from __future__ import annotations
 
@@ -7,17 +7,16 @@ import re
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from hashlib import sha256
 from pathlib import PurePosixPath
-from typing import Any
 
-from sqlalchemy import ColumnElement, Select, and_, exists, func, select
+from sqlalchemy import ColumnElement, and_, exists, func, select
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from kb.datasets import latest_rule, set_retrieval_model, set_technique
-from kb.db import moment, now, reading
+from kb.db import now, reading
+from kb.document_status import IN_WORK, DisplayStatus, displayed_as
 from kb.errors import (
     ArchivedDocument,
     DocumentIndexing,
@@ -27,15 +26,13 @@ from kb.errors import (
     NotFound,
     UnsupportedFileType,
 )
-from kb.jobs import LATE_S, enqueue, enqueue_delete, may_be_written
+from kb.jobs import enqueue_delete, may_be_written
 from kb.models import (
-    UNFINISHED,
     ChildChunk,
     Dataset,
     DocForm,
     Document,
     DocumentVersion,
-    IndexingStatus,
     IndexingTechnique,
     JobKind,
     ProcessRule,
@@ -46,24 +43,11 @@ from kb.models import (
 from kb.ports import BlobStore, Queue
 from kb.process_rules import ProcessRuleIn, validate
 from kb.resources import Resources, space_of
-from kb.schemas import DocumentSettings
+from kb.schemas import DocumentSettings, DocumentUpdate
+from kb.versions import itself, queue_version
 from pipelines.nodes.extract import SUPPORTED_EXTENSIONS
 
 _BATCH = re.compile("[0-9]{20}")
-
-IN_WORK = tuple(status for status in UNFINISHED if status is not IndexingStatus.WAITING)
-
-
-class DisplayStatus(StrEnum):
-    """A document's state as people see it."""
-
-    QUEUING = "queuing"
-    INDEXING = "indexing"
-    PAUSED = "paused"
-    ERROR = "error"
-    AVAILABLE = "available"
-    DISABLED = "disabled"
-    ARCHIVED = "archived"
 
 
 @dataclass(frozen=True)
@@ -179,33 +163,92 @@ def add_document(
     """
     _initialise(dataset, body, resources)
     rule = _rule(session, dataset, body.process_rule, resources)
-    session.add(upload)
+    _store(session, upload)
     document = _replaced(session, dataset, name, body)
     if document is None:
-        position = session.scalar(
-            select(func.coalesce(func.max(Document.position), 0)).where(
-                Document.dataset_id == dataset.id
-            )
-        )
-        document = Document(
-            dataset_id=dataset.id,
-            position=(position or 0) + 1,
-            created_by=resources.owner_id,
-            version=0,
-        )
-    document.name = name
+        document = _new_document(session, dataset, resources)
     if body.original_document_id is None or not document.batch:
         document.batch = _new_batch()  # an update by id keeps the batch that its client polls
+    document.name = name
+    document.doc_language = body.doc_language
+    _give_file(document, upload, resources)
+    return _ingest(session, dataset, document, rule)
+
+
+def update_document(
+    session: Session,
+    dataset: Dataset,
+    document: Document,
+    name: str | None,
+    upload: UploadFile | None,
+    body: DocumentUpdate,
+    resources: Resources,
+) -> Document:
+    """Make a new version of a document: another file, or the same one cut by another rule.
+
+    Its id, position and `batch` stay; the old version answers until the new one is complete.
+
+    Args:
+        dataset, document: locked.
+        name: None keeps it.
+        upload: None keeps the file.
+    Raises:
+        InvalidParam: it is disabled or archived, or a setting that the dataset does not allow.
+    """
+    check_changeable(document)
+    _check_form(dataset, body.doc_form)
+    rule = _rule(session, dataset, body.process_rule, resources)
+    if upload is not None:
+        _store(session, upload)
+        _give_file(document, upload, resources)
+    document.name = name or document.name
+    document.doc_language = body.doc_language or document.doc_language
+    return _ingest(session, dataset, document, rule)
+
+
+def check_changeable(document: Document) -> None:
+    """Raises: InvalidParam: no new version of it can be made."""
+    if document.archived or not document.enabled:
+        state, remedy = ("archived", "un_archive") if document.archived else ("disabled", "enable")
+        raise InvalidParam(
+            f"document {document.name!r} is {state}, so it cannot be updated; {remedy} it first"
+        )
+
+
+def _new_document(session: Session, dataset: Dataset, resources: Resources) -> Document:
+    last = session.scalar(
+        select(func.coalesce(func.max(Document.position), 0)).where(
+            Document.dataset_id == dataset.id
+        )
+    )
+    return Document(
+        dataset_id=dataset.id,
+        position=(last or 0) + 1,
+        created_by=resources.owner_id,
+        version=0,
+    )
+
+
+def _store(session: Session, upload: UploadFile) -> None:
+    """Its row is there before a document refers to it."""
+    session.add(upload)
+    session.flush()
+
+
+def _give_file(document: Document, upload: UploadFile, resources: Resources) -> None:
     document.upload_file_id = upload.id
     small = upload.size_bytes <= resources.settings.ingestion.interactive_bytes
     document.queue = Queue.INTERACTIVE if small else Queue.BULK
+
+
+def _ingest(session: Session, dataset: Dataset, document: Document, rule: ProcessRule) -> Document:
+    """Queue the document's next version."""
     document.process_rule_id = rule.id
     document.doc_form = dataset.doc_form or DocForm.TEXT
-    document.doc_language = body.doc_language
-    session.flush()
+    document.created_from = "api"
     session.add(document)
     session.flush()
-    _queue_version(session, document)
+    queue_version(session, document)
     return document
 
 
@@ -223,12 +266,8 @@ def _initialise(dataset: Dataset, body: DocumentSettings, resources: Resources) 
             body.embedding_model_provider,
             resources,
         )
+    _check_form(dataset, body.doc_form)
     form = body.doc_form or dataset.doc_form or DocForm.TEXT
-    if dataset.doc_form is not None and form is not dataset.doc_form:
-        raise InvalidParam(
-            f"doc_form {form.value!r} does not fit dataset {dataset.name!r}, whose documents are "
-            f"{dataset.doc_form.value!r}; leave doc_form out, or use another dataset"
-        )
     if form is DocForm.QA:
         raise InvalidParam(
             "doc_form 'qa_model' is not available; send 'text_model' or 'hierarchical_model'"
@@ -242,6 +281,14 @@ def _initialise(dataset: Dataset, body: DocumentSettings, resources: Resources) 
     dataset.data_source_type = dataset.data_source_type or "upload_file"
     if dataset.retrieval_model is None and body.retrieval_model is not None:
         set_retrieval_model(dataset, body.retrieval_model, resources)
+
+
+def _check_form(dataset: Dataset, form: DocForm | None) -> None:
+    if form is not None and dataset.doc_form is not None and form is not dataset.doc_form:
+        raise InvalidParam(
+            f"doc_form {form.value!r} does not fit dataset {dataset.name!r}, whose documents are "
+            f"{dataset.doc_form.value!r}; leave doc_form out, or use another dataset"
+        )
 
 
 def _rule(
@@ -261,6 +308,7 @@ def _rule(
         created_by=resources.owner_id,
     )
     session.add(rule)
+    session.flush()  # it is there before a document refers to it
     return rule
 
 
@@ -269,18 +317,13 @@ def _replaced(
 ) -> Document | None:
     """The document that this upload is a new version of, if any."""
     if body.original_document_id is not None:
-        document = get_document(session, dataset.id, body.original_document_id)
-        if document.archived or not document.enabled:
-            state = "archived" if document.archived else "disabled"
-            raise InvalidParam(
-                f"document {document.name!r} is {state}, so it cannot be updated; leave "
-                "original_document_id out to add another document"
-            )
+        document = get_document(session, dataset.id, body.original_document_id, lock=True)
+        check_changeable(document)
         return document
     if not body.duplicate:
         return None
-    return session.scalar(
-        select(Document)
+    document_id = session.scalar(
+        select(Document.id)
         .where(
             Document.dataset_id == dataset.id,
             Document.name == name,
@@ -290,98 +333,28 @@ def _replaced(
         .order_by(Document.position)
         .limit(1)
     )
+    if document_id is None:
+        return None
+    return get_document(session, dataset.id, document_id, lock=True)
 
 
-def _queue_version(session: Session, document: Document) -> None:
-    """Make the document's present file its next version, to be ingested."""
-    newest = session.scalar(
-        select(func.coalesce(func.max(DocumentVersion.number), 0)).where(
-            DocumentVersion.document_id == document.id
-        )
-    )
-    number = (newest or 0) + 1
-    _drop_overtaken_text(session, document)
-    session.add(
-        DocumentVersion(
-            document_id=document.id,
-            number=number,
-            upload_file_id=document.upload_file_id,
-            process_rule_id=document.process_rule_id,
-        )
-    )
-    document.pending_version = number
-    _to_queue(document)
-
-
-def _drop_overtaken_text(session: Session, document: Document) -> None:
-    """Whoever works on the version before may have kept its text, and can not store it any more.
-
-    The document's row is changed, and so locked: no worker can pass that checkpoint meanwhile.
-    """
-    overtaken = session.scalar(
-        select(DocumentVersion.number).where(
-            DocumentVersion.document_id == document.id,
-            DocumentVersion.number == document.pending_version,
-            DocumentVersion.staged_at.is_(None),
-        )
-    )
-    if overtaken is not None and may_be_written(session, _itself(document)):
-        keys = [text_key(document.id, overtaken)]
-        enqueue(session, JobKind.DELETE_BLOBS, wait_s=LATE_S, keys=keys)
-
-
-def _to_queue(document: Document) -> None:
-    queued_at: Any = moment()
-    document.indexing_status = IndexingStatus.WAITING
-    document.queued_at, document.updated_at = queued_at, now()
-    document.attempts = 0
-    # Whoever works on an older version loses the document with its next write.
-    document.lease_owner = document.lease_expires_at = document.next_attempt_at = None
-    document.error = document.error_code = document.error_stage = None
-    document.processing_started_at = document.parsing_completed_at = None
-    document.cleaning_completed_at = document.splitting_completed_at = None
-    document.completed_at = document.stopped_at = document.indexing_latency = None
-
-
-def retry_document(document: Document) -> None:
-    """Put a failed document back into the queue; it goes on after its last checkpoint.
-
-    Raises:
-        InvalidParam: it has not failed.
-    """
-    if document.indexing_status is not IndexingStatus.ERROR:
-        raise InvalidParam(
-            f"document {document.name!r} is {document.indexing_status.value!r}; only documents "
-            "in status 'error' can be retried"
-        )
-    _to_queue(document)
-
-
-def requeue_document(session: Session, document: Document) -> None:
-    """Have a document that nobody would take ingested from where it is; see `kb.doctor.stuck`.
-
-    The version that it waits for stays, with its checkpoint, if there is one; else its present
-    file becomes its next version.
-    """
-    known = session.scalar(
-        select(DocumentVersion.id).where(
-            DocumentVersion.document_id == document.id,
-            DocumentVersion.number == document.pending_version,
-        )
-    )
-    if known is None or (document.pending_version or 0) <= document.version:
-        _queue_version(session, document)
-    else:
-        _to_queue(document)
-
-
-def get_document(session: Session, dataset_id: uuid.UUID, document_id: uuid.UUID) -> Document:
+def get_document(
+    session: Session, dataset_id: uuid.UUID, document_id: uuid.UUID, *, lock: bool = False
+) -> Document:
     """The document, if it is in this dataset.
 
+    Args:
+        lock: as it is now, and let nobody else change it until the transaction ends. A worker
+            changes it at any time otherwise, and what is not read anew is not written, either.
     Raises:
         NotFound: it is not there.
     """
-    document = session.get(Document, document_id)
+    document = session.get(
+        Document,
+        document_id,
+        with_for_update={"key_share": True} if lock else None,
+        populate_existing=lock,
+    )
     if document is None or document.dataset_id != dataset_id:
         raise NotFound("document", document_id)
     return document
@@ -407,7 +380,7 @@ def list_documents(
         where.append(Document.name.contains(keyword, autoescape=True))
     wanted = {"active": "available", "enabled": "available"}.get(status or "", status or "")
     if wanted in set(DisplayStatus):
-        where.append(_displayed_as(DisplayStatus(wanted)))
+        where.append(displayed_as(DisplayStatus(wanted)))
     total = session.scalar(select(func.count()).select_from(Document).where(*where)) or 0
     rows = session.scalars(
         select(Document)
@@ -417,39 +390,6 @@ def list_documents(
         .limit(limit)
     ).all()
     return rows, total
-
-
-def display_status(document: Document) -> DisplayStatus:
-    """What people see; the first rule that applies."""
-    status = document.indexing_status
-    if document.is_paused and status not in (IndexingStatus.COMPLETED, IndexingStatus.ERROR):
-        return DisplayStatus.PAUSED
-    if status is IndexingStatus.WAITING:
-        return DisplayStatus.QUEUING
-    if status is IndexingStatus.ERROR:
-        return DisplayStatus.ERROR
-    if status is not IndexingStatus.COMPLETED:
-        return DisplayStatus.INDEXING
-    if document.archived:
-        return DisplayStatus.ARCHIVED
-    return DisplayStatus.AVAILABLE if document.enabled else DisplayStatus.DISABLED
-
-
-def _displayed_as(wanted: DisplayStatus) -> ColumnElement[bool]:
-    """`display_status` as a condition in SQL."""
-    done = Document.indexing_status == IndexingStatus.COMPLETED
-    running = Document.is_paused.is_(False)
-    return {
-        DisplayStatus.PAUSED: and_(Document.is_paused, Document.indexing_status.in_(UNFINISHED)),
-        DisplayStatus.QUEUING: and_(running, Document.indexing_status == IndexingStatus.WAITING),
-        DisplayStatus.INDEXING: and_(running, Document.indexing_status.in_(IN_WORK)),
-        DisplayStatus.ERROR: Document.indexing_status == IndexingStatus.ERROR,
-        DisplayStatus.ARCHIVED: and_(done, Document.archived),
-        DisplayStatus.AVAILABLE: and_(done, Document.archived.is_(False), Document.enabled),
-        DisplayStatus.DISABLED: and_(
-            done, Document.archived.is_(False), Document.enabled.is_(False)
-        ),
-    }[wanted]
 
 
 def list_batch(session: Session, dataset_id: uuid.UUID, batch: str) -> Sequence[Document]:
@@ -529,7 +469,7 @@ def delete_document(session: Session, dataset: Dataset, document: Document) -> N
     keys = [u.blob_key for u in uploads]
     keys += [v.text_key or text_key(document.id, v.number) for v in versions]
     space = space_of(dataset)
-    again = may_be_written(session, _itself(document))
+    again = may_be_written(session, itself(document))
     session.delete(document)
     session.flush()
     for upload in uploads:
@@ -545,10 +485,6 @@ def delete_document(session: Session, dataset: Dataset, document: Document) -> N
             dataset_id=str(dataset.id),
             document_id=str(document.id),
         )
-
-
-def _itself(document: Document) -> Select[Any]:
-    return select(Document.id).where(Document.id == document.id)
 
 
 def _new_batch() -> str:

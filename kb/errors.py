@@ -8,7 +8,8 @@ KBError                         every public error: `code`, `message`, `status`
 │   ├── BadRequest      400     the body is not JSON
 │   ├── InvalidArchive  400     no archive of a dataset, of another version, cut off or damaged
 │   ├── NoFileUploaded, TooManyFiles, FilenameMissing, InvalidMetadata
-│   └── DocumentIndexing, ProviderNotInitialized
+│   ├── InvalidAction   400     the document is not in a state for it, or there is no such action
+│   └── DocumentIndexing, DocumentFinished, ProviderNotInitialized
 ├── Conflict            409
 │   └── DatasetNameDuplicate, ModelExists, ModelInUse
 ├── FileTooLarge        413
@@ -125,6 +126,18 @@ class DocumentIndexing(InvalidParam):
     """The document is being processed."""
 
     code = "document_indexing"
+
+
+class DocumentFinished(InvalidParam):
+    """There is nothing left to pause, resume or cancel."""
+
+    code = "document_already_finished"
+
+
+class InvalidAction(InvalidParam):
+    """The state of the document does not allow this, or there is no such action."""
+
+    code = "invalid_action"
 
 
 class ProviderNotInitialized(InvalidParam):

@@ -166,6 +166,8 @@ class Workspace(Base):
     id: Mapped[Id]
     name: Mapped[Name]
     created_at: Mapped[CreatedAt]
+    link_secret: Mapped[str | None] = mapped_column(String(64))
+    """Signs links to files; made with the first of them."""
 
 
 IMPORTS_ID = uuid.UUID("00000000-0000-4000-8000-000000000001")
@@ -303,6 +305,7 @@ class Document(Base):
         ),
         Index("ix_documents_dataset_id_position", "dataset_id", "position"),
         Index("ix_documents_dataset_id_batch", "dataset_id", "batch"),
+        Index("ix_documents_dataset_id_name", "dataset_id", "name"),
     )
 
     id: Mapped[Id]
@@ -381,6 +384,8 @@ class DocumentVersion(Base):
     text_key: Mapped[str | None] = mapped_column(String(255))
     """Blob of the extracted text that segment offsets point into."""
     warnings: Mapped[list[Any] | None]
+    report: Mapped[Json | None]
+    """What ingestion counted; see `kb.reports`."""
 
 
 def text_key(document_id: uuid.UUID, version: int) -> str:

@@ -301,6 +301,31 @@ class DocumentByText(DocumentSettings):
     text: str
 
 
+class DocumentUpdate(Lenient):
+    """PATCH .../documents/{id}: what is left out stays as it is, but for the process rule, which is
+    then the dataset's latest."""
+
+    name: str | None = None
+    doc_form: Annotated[DocForm | None, BeforeValidator(_blank_to_none)] = None
+    doc_language: Annotated[
+        str | None, StringConstraints(max_length=64), BeforeValidator(_blank_to_none)
+    ] = None
+    process_rule: ProcessRuleIn | None = None
+    retrieval_model: RetrievalModelIn | None = None
+
+
+class DocumentUpdateByText(DocumentUpdate):
+    """POST .../documents/{id}/update-by-text: a `text` needs a `name`."""
+
+    text: str | None = None
+
+
+class DocumentIds(Lenient):
+    """Which documents of the dataset."""
+
+    document_ids: list[str]
+
+
 class HitTesting(Lenient):
     """POST .../retrieve."""
 

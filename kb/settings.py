@@ -344,6 +344,10 @@ class Limits(BaseModel):
     """Results of one query."""
     page_rows: int = Field(default=100, gt=0)
     """Rows on one page of a listing."""
+    zip_documents: int = Field(default=100, gt=0)
+    """Documents whose files one call may have in a zip."""
+    file_link_s: int = Field(default=300, gt=0)
+    """How long a link to a document's file may be opened."""
     chunk_chars: int = Field(default=4000, ge=50)
     """Upper bound of `max_tokens` in a process rule."""
     archive_bytes: int = Field(default=20_000_000_000, gt=0)
@@ -390,6 +394,8 @@ class Settings(BaseSettings):
     """Address that the API listens on; 0.0.0.0 is every one of this machine."""
     port: int = Field(default=8000, ge=0, le=65535)
     """Port that the API listens on; 0 takes a free one."""
+    public_url: str | None = Field(default=None, pattern=r"^https?://[^\s/]")
+    """`https://HOST`, as clients reach the API, for links to files; None: as the request came."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least severe kind of line that is logged."""
     log_format: Literal["text", "json"] = "text"

@@ -7,6 +7,7 @@ import re
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
+from urllib.parse import parse_qs
 
 from fastapi import Depends, Request
 from pydantic import BaseModel, ValidationError
@@ -93,11 +94,7 @@ LenientJsonBody = Annotated[Any, Depends(lenient_json_body)]
 
 
 async def _read_json(request: Request, max_bytes: int) -> Any:
-    too_large = BodyTooLarge(
-        f"the body is larger than the limit of {max_bytes:,} bytes; send less, or raise "
-        "KB_LIMITS__BODY_BYTES"
-    )
-    parts = [part async for part in stream_body(request, max_bytes, too_large)]
+    parts = [part async for part in stream_body(request, max_bytes, _too_large(max_bytes))]
     raw = b"".join(parts)
     if not raw.strip():
         return None
@@ -106,6 +103,13 @@ async def _read_json(request: Request, max_bytes: int) -> Any:
     if len(raw) < _LARGE:
         return parse_json(raw, "the body", BadRequest)
     return await run_in_threadpool(parse_json, raw, "the body", BadRequest)
+
+
+def _too_large(max_bytes: int) -> BodyTooLarge:
+    return BodyTooLarge(
+        f"the body is larger than the limit of {max_bytes:,} bytes; send less, or raise "
+        "KB_LIMITS__BODY_BYTES"
+    )
 
 
 async def stream_body(
@@ -293,3 +297,27 @@ async def _settings(form: FormData) -> Any:
 
 
 MultipartForm = Annotated[Form, Depends(multipart)]
+
+
+async def update_form(
+    request: Request,
+    resources: ResourcesDep,
+    caller: CallerDep,
+    checked: Annotated[None, Depends(check_path)],
+) -> Form:
+    """As `multipart`; settings alone may also come as a plain form's `data`, or as a JSON body."""
+    content_type = request.headers.get("content-type", "").lower()
+    if content_type.startswith("multipart/form-data"):
+        return await multipart(request, resources, caller, checked)
+    max_bytes = resources.settings.limits.body_bytes
+    if not content_type.startswith("application/x-www-form-urlencoded"):
+        body = await _read_json(request, max_bytes)
+        return Form({} if body is None else body, ())
+    sent = b"".join([part async for part in stream_body(request, max_bytes, _too_large(max_bytes))])
+    fields = parse_qs(sent.decode("utf-8", "replace"), keep_blank_values=True)
+    raw = fields.get("data", [""])[0]
+    settings = parse_json(raw, "field 'data'", InvalidParam) if raw.strip() else None
+    return Form({} if settings is None else settings, ())
+
+
+UpdateForm = Annotated[Form, Depends(update_form)]

@@ -181,13 +181,17 @@ class Access:
         """
         return find_dataset(session, self.caller, dataset_id, lock=lock)
 
-    def document(self, session: Session, dataset: Dataset, document_id: str) -> Document:
+    def document(
+        self, session: Session, dataset: Dataset, document_id: str, *, lock: bool = False
+    ) -> Document:
         """The document of a path.
 
+        Args:
+            lock: let nobody else change it until the transaction ends; the dataset first.
         Raises:
             NotFound: it is not in this dataset.
         """
-        return get_document(session, dataset.id, path_id("document", document_id))
+        return get_document(session, dataset.id, path_id("document", document_id), lock=lock)
 
 
 async def get_access(caller: CallerDep, resources: ResourcesDep) -> Access:

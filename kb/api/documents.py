@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import uuid
+from collections.abc import Callable
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from kb import documents
+from kb import document_status, documents, steering
 from kb.api import shapes
-from kb.api.bodies import JsonBody, MultipartForm, parse
-from kb.api.deps import Access, AccessDep, PageDep, query_text
+from kb.api.bodies import Form, JsonBody, MultipartForm, UpdateForm, parse
+from kb.api.deps import Access, AccessDep, PageDep, path_id, query_text
+from kb.api.document_metadata import entries_of
 from kb.api.text import short
 from kb.datasets import latest_rule
 from kb.db import after_commit
@@ -24,9 +27,15 @@ from kb.errors import (
     NotFound,
     TooManyFiles,
 )
-from kb.models import Document, DocumentVersion, PipelineRun, ProcessRule, UploadFile
+from kb.models import Dataset, Document, DocumentVersion, PipelineRun, ProcessRule, UploadFile
 from kb.ports import JobQueue
-from kb.schemas import DocumentByText, DocumentSettings
+from kb.schemas import (
+    DocumentByText,
+    DocumentIds,
+    DocumentSettings,
+    DocumentUpdate,
+    DocumentUpdateByText,
+)
 from kb.settings import Limits
 
 router = APIRouter(prefix="/v1/datasets/{dataset_id}", tags=["documents"])
@@ -41,24 +50,33 @@ def create_by_text(dataset_id: str, body: JsonBody, access: AccessDep) -> dict[s
     until the new one is complete.
     """
     asked = parse(DocumentByText, body)
-    _check_text(asked, access.resources.settings.limits)
-    name = asked.name[: access.resources.settings.limits.document_name_chars]
-    upload = Upload(
-        f"{name.replace('/', '_')}.txt", asked.text.encode(), "text/plain", is_text=True
-    )
-    return _accept(dataset_id, name, upload, asked, access)
+    limits = access.resources.settings.limits
+    name = _name(asked.name, limits)
+    upload = _text(name, asked.text, limits)
+
+    def add(session: Session, dataset: Dataset, file: UploadFile | None) -> Document:
+        assert file is not None
+        return documents.add_document(session, dataset, name, file, asked, access.resources)
+
+    return _accept(dataset_id, upload, add, access)
 
 
-def _check_text(asked: DocumentByText, limits: Limits) -> None:
-    if not asked.name.strip():
-        raise InvalidParam(f"name is {short(asked.name)}; give the document a name")
-    if not asked.text.strip():
+def _name(name: str, limits: Limits) -> str:
+    """Cut to the limit."""
+    if not name.strip():
+        raise InvalidParam(f"name is {short(name)}; give the document a name")
+    return name[: limits.document_name_chars]
+
+
+def _text(name: str, text: str, limits: Limits) -> Upload:
+    if not text.strip():
         raise InvalidParam("text is blank, so there is nothing to index; send some text")
-    if len(asked.text) > limits.text_chars:
+    if len(text) > limits.text_chars:
         raise InvalidParam(
-            f"text has {len(asked.text):,} characters, the limit is {limits.text_chars:,}; split "
+            f"text has {len(text):,} characters, the limit is {limits.text_chars:,}; split "
             "it, or raise KB_LIMITS__TEXT_CHARS"
         )
+    return Upload(f"{name.replace('/', '_')}.txt", text.encode(), "text/plain", is_text=True)
 
 
 @router.post("/document/create-by-file")
@@ -76,39 +94,113 @@ def create_by_file(dataset_id: str, form: MultipartForm, access: AccessDep) -> d
         )
     if not form.files:
         raise NoFileUploaded("the upload has no file; send one part named 'file'")
+    upload = _file(form, access.resources.settings.limits)
+
+    def add(session: Session, dataset: Dataset, file: UploadFile | None) -> Document:
+        assert file is not None
+        return documents.add_document(session, dataset, upload.name, file, asked, access.resources)
+
+    return _accept(dataset_id, upload, add, access)
+
+
+def _file(form: Form, limits: Limits) -> Upload:
+    """The only file of a multipart body, checked."""
     if len(form.files) > 1:
         raise TooManyFiles(f"the upload has {len(form.files)} files; send one file per call")
     file = form.files[0]
     if not file.name:
         raise FilenameMissing("the part 'file' has no file name; send it with filename=\"...\"")
-    limits = access.resources.settings.limits
-    upload = check_upload(
+    return check_upload(
         Upload(file.name, file.data, file.media_type),
         max_bytes=limits.file_bytes,
         max_name_chars=limits.document_name_chars,
     )
-    return _accept(dataset_id, upload.name, upload, asked, access)
+
+
+@router.post("/documents/{document_id}/update-by-text")
+@router.post("/documents/{document_id}/update_by_text", include_in_schema=False)
+def update_by_text(
+    dataset_id: str, document_id: str, body: JsonBody, access: AccessDep
+) -> dict[str, Any]:
+    """Replace a document's text (`name`, `text`), or cut it anew (`process_rule`); `batch` stays.
+
+    The old version answers until the new one is complete.
+    """
+    asked = parse(DocumentUpdateByText, body)
+    limits = access.resources.settings.limits
+    if asked.text is None and asked.process_rule is None:
+        raise InvalidParam(
+            "there is neither a text nor a process_rule, so nothing would change; send one of them"
+        )
+    if asked.text is not None and asked.name is None:
+        raise InvalidParam("name is missing; a text needs one")
+    name = None if asked.name is None else _name(asked.name, limits)
+    upload = None if asked.text is None else _text(name or "", asked.text, limits)
+    return _update(dataset_id, document_id, name, upload, asked, access)
+
+
+@router.patch("/documents/{document_id}")
+@router.post("/documents/{document_id}/update-by-file", include_in_schema=False)
+@router.post("/documents/{document_id}/update_by_file", include_in_schema=False)
+def update_by_file(
+    dataset_id: str, document_id: str, form: UpdateForm, access: AccessDep
+) -> dict[str, Any]:
+    """Replace a document's file (multipart: `file`), or cut the one it has anew; settings as JSON
+    in `data`, where `name` renames. `batch` stays.
+
+    The old version answers until the new one is complete.
+    """
+    asked = parse(DocumentUpdate, form.settings, what="part 'data'")
+    if not form.files and asked.process_rule is None:
+        raise InvalidParam(
+            "there is neither a file nor a process_rule, so nothing would change; send one of "
+            "them, or rename the document with POST .../rename"
+        )
+    limits = access.resources.settings.limits
+    upload = _file(form, limits) if form.files else None
+    name = upload.name if upload else None
+    if asked.name is not None:
+        name = _name(asked.name, limits)
+    return _update(dataset_id, document_id, name, upload, asked, access)
+
+
+def _update(
+    dataset_id: str,
+    document_id: str,
+    name: str | None,
+    upload: Upload | None,
+    asked: DocumentUpdate,
+    access: Access,
+) -> dict[str, Any]:
+    def update(session: Session, dataset: Dataset, file: UploadFile | None) -> Document:
+        document = access.document(session, dataset, document_id, lock=True)
+        return documents.update_document(
+            session, dataset, document, name, file, asked, access.resources
+        )
+
+    return _accept(dataset_id, upload, update, access)
 
 
 def _accept(
     dataset_id: str,
-    name: str,
-    upload: Upload,
-    asked: DocumentSettings,
+    upload: Upload | None,
+    change: Callable[[Session, Dataset, UploadFile | None], Document],
     access: Access,
 ) -> dict[str, Any]:
+    """Keep the upload's bytes, if there is one, make the change that needs it, and announce it."""
     # The bytes are kept before the transaction begins, so that no writer waits for a disk.
     blobs = access.resources.blobs
-    stored = store_upload(upload, blobs=blobs, resources=access.resources)
-    file_id, key = stored.id, stored.blob_key
+    stored = store_upload(upload, blobs=blobs, resources=access.resources) if upload else None
+    kept = (stored.id, stored.blob_key) if stored else None
     try:
         with access.writing() as session:
             dataset = access.dataset(session, dataset_id, lock=True)
-            row = documents.add_document(session, dataset, name, stored, asked, access.resources)
+            row = change(session, dataset, stored)
             _announce(session, row, access.resources.jobs)
-            return _answer(session, row, stored)
+            return _answer(session, row, stored or session.get(UploadFile, row.upload_file_id))
     except BaseException as exc:
-        discard_upload(file_id, key, exc, access.resources)
+        if kept is not None:
+            discard_upload(*kept, exc, access.resources)
         raise
 
 
@@ -119,7 +211,8 @@ def _announce(session: Session, row: Document, jobs: JobQueue) -> None:
 
 def _answer(session: Session, row: Document, upload: UploadFile | None) -> dict[str, Any]:
     _, hits = documents.segment_counts(session, [row.id]).get(row.id, (0, 0))
-    return {"document": shapes.document(row, upload, hits), "batch": row.batch}
+    metadata = entries_of(session, [row])[row.id]
+    return {"document": shapes.document(row, upload, hits, metadata), "batch": row.batch}
 
 
 @router.get("/documents")
@@ -143,9 +236,15 @@ def list_documents(
                 select(UploadFile).where(UploadFile.id.in_([row.upload_file_id for row in rows]))
             )
         }
+        metadata = entries_of(session, rows)
     return {
         "data": [
-            shapes.document(row, uploads.get(row.upload_file_id), counts.get(row.id, (0, 0))[1])
+            shapes.document(
+                row,
+                uploads.get(row.upload_file_id),
+                counts.get(row.id, (0, 0))[1],
+                metadata[row.id],
+            )
             for row in rows
         ],
         "has_more": len(rows) == page.asked,
@@ -180,6 +279,7 @@ def get_document(
             _version(session, document, document.pending_version or document.version),
             documents.segment_counts(session, [document.id]).get(document.id, (0, 0)),
             run.nodes if run else None,
+            entries_of(session, [document])[document.id],
         )
     if wanted == "only":
         return {key: shape[key] for key in ("id", "doc_type", "doc_metadata")}
@@ -217,7 +317,7 @@ def delete_document(dataset_id: str, document_id: str, access: AccessDep) -> Res
     """Delete a document with its segments and index entries."""
     with access.writing() as session:
         dataset = access.dataset(session, dataset_id, lock=True)
-        document = access.document(session, dataset, document_id)
+        document = access.document(session, dataset, document_id, lock=True)
         documents.delete_document(session, dataset, document)
         after_commit(session, access.resources.jobs.run_jobs)
     return Response(status_code=204)
@@ -228,11 +328,40 @@ def retry_document(dataset_id: str, document_id: str, access: AccessDep) -> dict
     """Queue a failed document again (ours, beyond the contract)."""
     with access.writing() as session:
         dataset = access.dataset(session, dataset_id, lock=True)
-        document = access.document(session, dataset, document_id)
-        documents.retry_document(document)
+        document = access.document(session, dataset, document_id, lock=True)
+        steering.retry(document)
         _announce(session, document, access.resources.jobs)
         session.flush()
         return _answer(session, document, session.get(UploadFile, document.upload_file_id))
+
+
+@router.patch("/documents/status/{action}")
+def set_availability(
+    dataset_id: str, action: str, body: JsonBody, access: AccessDep
+) -> dict[str, Any]:
+    """Enable, disable, archive or un_archive the documents `document_ids`, all of them or none.
+
+    In force when the call returns. Unknown ids are passed over.
+    """
+    wanted = document_status.known_availability(action)
+    asked = parse(DocumentIds, body)
+    with access.writing() as session:
+        dataset = access.dataset(session, dataset_id, lock=True)
+        document_status.set_availability(
+            session, dataset.id, _known_ids(asked), wanted, access.resources.owner_id
+        )
+    return {"result": "success"}
+
+
+def _known_ids(asked: DocumentIds) -> list[uuid.UUID]:
+    """Those that can be ids at all."""
+    found = []
+    for text in asked.document_ids:
+        try:
+            found.append(path_id("document", text))
+        except NotFound:
+            continue
+    return found
 
 
 @router.get("/documents/{batch}/indexing-status")

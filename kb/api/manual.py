@@ -12,7 +12,10 @@ from kb.schemas import (
     DatasetCreate,
     DatasetUpdate,
     DocumentByText,
+    DocumentIds,
     DocumentSettings,
+    DocumentUpdate,
+    DocumentUpdateByText,
     ExternalRetrieval,
     HitTesting,
     WebhookCreate,
@@ -28,12 +31,21 @@ BODIES: dict[tuple[str, str], type[BaseModel]] = {
     ("post", "/v1/datasets"): DatasetCreate,
     ("patch", _DATASET): DatasetUpdate,
     ("post", f"{_DATASET}/document/create-by-text"): DocumentByText,
+    ("post", f"{_DOCUMENT}/update-by-text"): DocumentUpdateByText,
+    ("patch", f"{_DATASET}/documents/status/{{action}}"): DocumentIds,
+    ("post", f"{_DATASET}/documents/download-zip"): DocumentIds,
     ("post", f"{_DATASET}/retrieve"): HitTesting,
     ("post", "/retrieval"): ExternalRetrieval,
     ("post", "/v1/webhooks"): WebhookCreate,
     ("patch", "/v1/webhooks/{webhook_id}"): WebhookUpdate,
 }
 """JSON bodies by method and path."""
+
+FORMS: dict[tuple[str, str], type[BaseModel]] = {
+    ("post", f"{_DATASET}/document/create-by-file"): DocumentSettings,
+    ("patch", _DOCUMENT): DocumentUpdate,
+}
+"""Multipart bodies: a part `file`, and these settings in `data`."""
 
 _PAGE = {
     "page": ("integer", "1-based; 1 when left out"),
@@ -54,6 +66,11 @@ QUERIES: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
         ),
     },
     ("get", _DOCUMENT): {"metadata": ("string", "all (when left out), only or without")},
+    ("get", "/files/{file_id}"): {
+        "expires": ("integer", "of the link: Unix seconds"),
+        "signature": ("string", "of the link"),
+        "as_attachment": ("boolean", "have it saved instead of shown"),
+    },
     ("get", f"{_DOCUMENT}/segments"): _PAGE
     | {
         "keyword": ("string", "part of the content"),
@@ -104,7 +121,7 @@ def write_manual(app: FastAPI) -> None:
 
 def _complete(page: Json) -> Json:
     components = page.setdefault("components", {}).setdefault("schemas", {})
-    models: list[type[BaseModel]] = [*BODIES.values(), DocumentSettings]
+    models: list[type[BaseModel]] = [*BODIES.values(), *FORMS.values()]
     _, definitions = models_json_schema(
         [(model, "validation") for model in models],
         ref_template="#/components/schemas/{model}",
@@ -120,8 +137,8 @@ def _complete_operation(operation: Json, key: tuple[str, str]) -> None:
     if key in BODIES:
         content = {"application/json": {"schema": _ref(BODIES[key].__name__)}}
         operation["requestBody"] = {"required": True, "content": content}
-    elif key == ("post", f"{_DATASET}/document/create-by-file"):
-        content = {"multipart/form-data": _upload()}
+    elif key in FORMS:
+        content = {"multipart/form-data": _upload(FORMS[key], required=key[0] == "post")}
         operation["requestBody"] = {"required": True, "content": content}
     operation.setdefault("parameters", []).extend(
         {"name": name, "in": "query", "description": meaning, "schema": {"type": kind}}
@@ -134,14 +151,14 @@ def _complete_operation(operation: Json, key: tuple[str, str]) -> None:
     }
 
 
-def _upload() -> Json:
+def _upload(settings: type[BaseModel], *, required: bool) -> Json:
     return {
         "schema": {
             "type": "object",
-            "required": ["file"],
+            "required": ["file"] if required else [],
             "properties": {
                 "file": {"type": "string", "format": "binary"},
-                "data": _ref(DocumentSettings.__name__),
+                "data": _ref(settings.__name__),
             },
         },
         "encoding": {"data": {"contentType": "application/json"}},

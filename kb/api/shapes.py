@@ -7,7 +7,8 @@ from typing import Any
 from uuid import UUID
 
 from kb.datasets import Counts
-from kb.documents import Progress, display_status
+from kb.document_status import display_status
+from kb.documents import Progress
 from kb.models import (
     ChildChunk,
     Dataset,
@@ -125,8 +126,14 @@ def upload_file(row: UploadFile) -> Json:
     }
 
 
-def document(row: Document, upload: UploadFile | None, hit_count: int) -> Json:
-    """The document object of lists and of create and update answers."""
+def document(
+    row: Document, upload: UploadFile | None, hit_count: int, metadata: list[Json]
+) -> Json:
+    """The document object of lists and of create and update answers.
+
+    Args:
+        metadata: see `kb.api.document_metadata`.
+    """
     return {
         "id": str(row.id),
         "position": row.position,
@@ -150,7 +157,7 @@ def document(row: Document, upload: UploadFile | None, hit_count: int) -> Json:
         "word_count": row.word_count,
         "hit_count": hit_count,
         "doc_form": row.doc_form,
-        "doc_metadata": [],
+        "doc_metadata": metadata,
         "summary_index_status": None,
         "need_summary": False,
     }
@@ -164,6 +171,7 @@ def document_detail(
     version: DocumentVersion | None,
     counts: tuple[int, int],
     nodes: list[Any] | None,
+    metadata: list[Json],
 ) -> Json:
     """The document as GET shows it."""
     segments, hits = counts
@@ -207,7 +215,7 @@ def document_detail(
         "disabled_by": text(row.disabled_by),
         "archived": row.archived,
         "doc_type": None,
-        "doc_metadata": None,
+        "doc_metadata": metadata or None,
         "segment_count": segments,
         "average_segment_length": words // segments if segments else 0,
         "hit_count": hits,

@@ -10,7 +10,6 @@ from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
 
 import numpy as np
 from sqlalchemy import select
@@ -49,6 +48,7 @@ from kb.models import (
 )
 from kb.ports import Space
 from kb.resources import Resources, space_of
+from kb.zip_stream import open_zip
 
 _SHARD_BYTES = 4_000_000
 _DOCUMENTS = 200
@@ -101,9 +101,7 @@ class _Zip:
     """Writes a zip to whoever takes its bytes."""
 
     def __init__(self) -> None:
-        self._out = _Out()
-        out: Any = self._out
-        self._zip = zipfile.ZipFile(out, "w")
+        self._zip, self._out = open_zip()
         self.members: dict[str, Member] = {}
 
     def add(self, name: str, data: bytes, *, packed: bool = True) -> Iterator[bytes]:
@@ -122,26 +120,6 @@ class _Zip:
         info.external_attr = 0o644 << 16
         method = zipfile.ZIP_DEFLATED if packed else zipfile.ZIP_STORED
         self._zip.writestr(info, data, compress_type=method, compresslevel=3)
-
-
-class _Out:
-    """A file that can only be written to; what was written is taken away."""
-
-    def __init__(self) -> None:
-        self._parts: list[bytes] = []
-
-    def write(self, data: bytes) -> int:
-        self._parts.append(bytes(data))
-        return len(data)
-
-    def flush(self) -> None:
-        """Nothing is held back."""
-
-    def take(self) -> Iterator[bytes]:
-        parts, self._parts = self._parts, []
-        whole = b"".join(parts)
-        for at in range(0, len(whole), 2**20):
-            yield whole[at : at + 2**20]
 
 
 @dataclass(frozen=True)

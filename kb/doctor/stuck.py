@@ -21,10 +21,10 @@ from sqlalchemy import and_, case, exists, or_, select, update
 
 from kb.db import moment, reading, transaction
 from kb.doctor.report import Kind, Report
-from kb.documents import requeue_document
 from kb.ingestion.claims import hold_dataset
 from kb.models import UNFINISHED, Document, DocumentVersion, IndexingStatus, Job
 from kb.resources import Resources
+from kb.versions import requeue_document
 
 _ROWS = 500
 _LEASES = 10
