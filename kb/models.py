@@ -540,7 +540,7 @@ class DatasetQuery(Base):
     settings: Mapped[Json | None]
     """What the search was told, as the call's source writes it; None: kept before this was."""
     hits: Mapped[list[Any] | None]
-    """[[segment id, score], ...] of this dataset, best first"""
+    """[[segment id, score, rank in the whole answer], ...] of this dataset, best first"""
     latency_ms: Mapped[float | None]
     """Of the whole call"""
 

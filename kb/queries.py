@@ -80,8 +80,9 @@ def of_same_call(session: Session, row: DatasetQuery) -> Sequence[DatasetQuery]:
 
 def hits_of(rows: Sequence[DatasetQuery]) -> list[Found]:
     """What a call returned, best first."""
-    found = [(uuid.UUID(id), float(score)) for row in rows for id, score in row.hits or ()]
-    return found if len(rows) == 1 else sorted(found, key=lambda hit: (-hit[1], hit[0]))
+    hits = (hit for row in rows for hit in row.hits or ())
+    found = [Found(uuid.UUID(id), float(score), rank) for id, score, rank in hits]
+    return sorted(found, key=lambda hit: hit.rank)
 
 
 # --- what differs --------------------------------------------------------------------------------
@@ -132,7 +133,7 @@ def differences(
 
 
 def _places(hits: Sequence[Found]) -> dict[uuid.UUID, Place]:
-    return {id: Place(rank, score) for rank, (id, score) in enumerate(hits, start=1)}
+    return {hit.segment_id: Place(hit.rank, hit.score) for hit in hits}
 
 
 def _same(before: Place | None, now: Place | None) -> bool:

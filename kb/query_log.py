@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import insert, select, update
 
@@ -19,8 +19,13 @@ from kb.models import Dataset, DatasetQuery, Segment
 
 log = logging.getLogger("kb.query_log")
 
-Found = tuple[uuid.UUID, float]
-"""A segment that was returned, and its score."""
+
+class Found(NamedTuple):
+    """A segment that was returned, with its place in the whole answer, from 1."""
+
+    segment_id: uuid.UUID
+    score: float
+    rank: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +62,7 @@ class Asked:
             "created_at": self.at,
             "call_id": self.call_id,
             "settings": self.settings,
-            "hits": None if self.hits is None else [[str(id), score] for id, score in self.hits],
+            "hits": None if self.hits is None else [[str(h[0]), *h[1:]] for h in self.hits],
             "latency_ms": None if self.latency_ms is None else round(self.latency_ms, 3),
         }
 

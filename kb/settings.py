@@ -342,6 +342,8 @@ class Limits(BaseModel):
     """Of a question to `POST /retrieval`, to which applications send whole messages."""
     top_k: int = Field(default=100, gt=0)
     """Results of one query."""
+    datasets_per_query: int = Field(default=100, gt=0)
+    """Datasets that one call to `POST /v1/knowledge-retrieval` may name."""
     page_rows: int = Field(default=100, gt=0)
     """Rows on one page of a listing."""
     zip_documents: int = Field(default=100, gt=0)

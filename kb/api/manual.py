@@ -8,6 +8,7 @@ from fastapi import FastAPI
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from kb.knowledge.schemas import KnowledgeRetrieval
 from kb.schemas import (
     DatasetCreate,
     DatasetUpdate,
@@ -36,6 +37,7 @@ BODIES: dict[tuple[str, str], type[BaseModel]] = {
     ("post", f"{_DATASET}/documents/download-zip"): DocumentIds,
     ("post", f"{_DATASET}/retrieve"): HitTesting,
     ("post", "/retrieval"): ExternalRetrieval,
+    ("post", "/v1/knowledge-retrieval"): KnowledgeRetrieval,
     ("post", "/v1/webhooks"): WebhookCreate,
     ("patch", "/v1/webhooks/{webhook_id}"): WebhookUpdate,
 }

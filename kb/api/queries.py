@@ -8,13 +8,13 @@ from fastapi import APIRouter, Request
 
 from kb import queries
 from kb.api.deps import Access, AccessDep, Page, PageDep, QueryLogDep, path_id, query_text
-from kb.api.retrieval import clock, search_settings
+from kb.api.retrieval import clock, found_by, search_settings
 from kb.api.shapes import epoch, text
 from kb.errors import InvalidParam, NotFound
-from kb.models import Dataset, DatasetQuery
+from kb.knowledge.asking import choose, gather
+from kb.models import DatasetQuery
 from kb.queries import Difference, Place
 from kb.query_log import Found
-from kb.retrieval.service import retrieve
 from kb.schemas import RetrievalModelIn
 
 router = APIRouter(prefix="/v1", tags=["queries"])
@@ -56,6 +56,8 @@ def replay_query(query_id: str, access: AccessDep, history: QueryLogDep) -> Json
     history.flush()
     with access.reading() as session:
         row = _row(session, query_id, access)
+        if row.call_id is not None:
+            access.caller.needs_whole_workspace("asking several datasets again")
         rows = queries.of_same_call(session, row)
         before = queries.hits_of(rows)
         with clock() as took_ms:
@@ -112,10 +114,11 @@ def _again(session: Any, row: DatasetQuery, access: Access) -> list[Found]:
         )
     resources = access.resources
     model = RetrievalModelIn.model_validate(row.settings["retrieval_model"])
-    dataset = session.get_one(Dataset, row.dataset_id)
     settings = search_settings(model, resources.settings)
-    found = retrieve(session, row.content, [dataset], settings, resources)
-    return [(hit.segment.id, hit.score) for hit in found.hits]
+    ids = row.settings.get("dataset_ids", [str(row.dataset_id)])
+    caller = access.caller
+    datasets = choose(session, caller.workspace_id, caller.dataset_id, ids).datasets
+    return found_by(gather(session, row.content, datasets, settings, resources).hits)
 
 
 def shape(row: DatasetQuery) -> Json:
@@ -135,7 +138,9 @@ def shape(row: DatasetQuery) -> Json:
 
 
 def _hits(found: list[Found]) -> list[Json]:
-    return [{"segment_id": str(id), "score": score} for id, score in found]
+    return [
+        {"segment_id": str(hit.segment_id), "score": hit.score, "rank": hit.rank} for hit in found
+    ]
 
 
 def _difference(difference: Difference) -> Json:

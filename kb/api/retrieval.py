@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Annotated, Any
 
@@ -27,12 +27,12 @@ from kb.api.deps import (
 from kb.db import reading
 from kb.errors import InvalidParam, KBError, NotFound, ProviderNotInitialized, Unauthorized
 from kb.models import Dataset
-from kb.query_log import QueryLog
+from kb.query_log import Found, QueryLog
 from kb.resources import Resources
 from kb.retrieval.conditions import comparisons
 from kb.retrieval.fusion import Weights
 from kb.retrieval.service import retrieve
-from kb.retrieval.types import RetrievalSettings, SearchMethod
+from kb.retrieval.types import Hit, RetrievalSettings, SearchMethod
 from kb.schemas import ExternalRetrieval, HitTesting, MetadataFilter, RetrievalModelIn
 from kb.settings import Settings
 from pipelines.errors import TransientError
@@ -74,7 +74,7 @@ def retrieve_segments(
         source="hit_testing",
         actor=resources.owner_id,
         settings=remembered(dataset, model, resources.settings),
-        hits=[(hit.segment.id, hit.score) for hit in found.hits],
+        hits=found_by(found.hits),
         latency_ms=took_ms(),
     )
     answer: dict[str, Any] = {"query": {"content": asked.query}, "records": records}
@@ -90,6 +90,11 @@ def clock() -> Iterator[Callable[[], float]]:
     started = time.perf_counter()
     yield lambda: took_ms
     took_ms = (time.perf_counter() - started) * 1000
+
+
+def found_by(hits: Sequence[Hit]) -> list[Found]:
+    """What the history keeps of an answer."""
+    return [Found(hit.segment.id, hit.score, rank) for rank, hit in enumerate(hits, start=1)]
 
 
 def remembered(dataset: Dataset, model: RetrievalModelIn, settings: Settings) -> dict[str, Any]:
@@ -118,6 +123,11 @@ def check_query(query: str, settings: Settings) -> str:
         InvalidParam: empty, or longer than the limit.
     """
     return _check_length(query, settings.limits.query_chars, "KB_LIMITS__QUERY_CHARS")
+
+
+def check_long_query(query: str, settings: Settings) -> str:
+    """As `check_query`, where applications send whole messages."""
+    return _check_length(query, settings.limits.long_query_chars, "KB_LIMITS__LONG_QUERY_CHARS")
 
 
 def _check_length(query: str, limit: int, setting: str) -> str:
@@ -238,9 +248,7 @@ def _answer_external(
 ) -> Response:
     setting = asked.retrieval_setting
     refuse_filter(asked.metadata_condition)
-    query = _check_length(
-        asked.query, resources.settings.limits.long_query_chars, "KB_LIMITS__LONG_QUERY_CHARS"
-    )
+    query = check_long_query(asked.query, resources.settings)
     with reading(resources.sessions) as session:
         dataset = find_dataset(session, caller, asked.knowledge_id)
         model = RetrievalModelIn.model_validate(dataset.retrieval_model or {}).model_copy(
@@ -260,7 +268,7 @@ def _answer_external(
         source="external",
         actor=resources.owner_id,
         settings=remembered(dataset, model, resources.settings),
-        hits=[(hit.segment.id, hit.score) for hit in found.hits],
+        hits=found_by(found.hits),
         latency_ms=took_ms(),
         used=[hit.segment.id for hit in found.hits],
     )

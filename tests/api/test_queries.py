@@ -74,7 +74,10 @@ def test_an_answered_query_is_listed_with_settings_hits_and_latency(
     (row,) = history(client, animals)
     assert set(row) == ROW
     assert (row["query"], row["source"], row["dataset_id"]) == ("walrus", "hit_testing", animals)
-    assert row["hits"] == [{"segment_id": r["segment"]["id"], "score": r["score"]} for r in records]
+    assert row["hits"] == [
+        {"segment_id": r["segment"]["id"], "score": r["score"], "rank": rank}
+        for rank, r in enumerate(records, start=1)
+    ]
     model = row["settings"]["retrieval_model"]
     assert (model["search_method"], model["top_k"]) == ("hybrid_search", 2)
     assert model["weights"]["vector_setting"]["vector_weight"] == 0.5
@@ -90,7 +93,7 @@ def test_a_query_through_the_external_contract_is_listed_with_its_source(
     (record,) = client.post("/retrieval", json=body).json()["records"]
     (row,) = history(client, animals, source="external")
     assert row["hits"] == [
-        {"segment_id": record["metadata"]["segment_id"], "score": record["score"]}
+        {"segment_id": record["metadata"]["segment_id"], "score": record["score"], "rank": 1}
     ]
     assert replay(client, row["id"])["identical"] is True
     assert history(client, animals, source="hit_testing") == []

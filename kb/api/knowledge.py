@@ -1,0 +1,176 @@
+"""The knowledge-retrieval node of a workflow as a route: one question to several datasets."""
+
+from __future__ import annotations
+
+import uuid
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import APIRouter, Response
+from sqlalchemy.orm import Session
+
+from kb.api.bodies import QueryBody, parse
+from kb.api.deps import Access, AccessDep, QueryLogDep
+from kb.api.retrieval import (
+    check_long_query,
+    clock,
+    json_response,
+    refuse_filter,
+    remembered,
+    search_settings,
+)
+from kb.db import now
+from kb.errors import InvalidParam, ProviderNotInitialized
+from kb.knowledge.asking import Chosen, Failure, Gathered, choose, gather, shared_model
+from kb.knowledge.schemas import KnowledgeRetrieval
+from kb.query_log import Found, QueryLog
+from kb.resources import Resources
+from kb.retrieval.types import Hit
+from kb.schemas import RetrievalModelIn
+
+router = APIRouter(prefix="/v1", tags=["retrieval"])
+
+Json = dict[str, Any]
+
+SOURCE = "app"
+"""Under which these questions stand in the history."""
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A question that was answered."""
+
+    query: str
+    chosen: Chosen
+    model: RetrievalModelIn
+    gathered: Gathered
+    latency_ms: float
+
+
+@router.post("/knowledge-retrieval")
+def retrieve_knowledge(body: QueryBody, access: AccessDep, history: QueryLogDep) -> Response:
+    """Ask several datasets one question, as the knowledge-retrieval node of a workflow does.
+
+    The body is the node's configuration with the `query`; `result` is the node's output. A
+    dataset that cannot be asked is named in `errors`, and the others answer.
+    """
+    asked = parse(KnowledgeRetrieval, body)
+    resources = access.resources
+    _check_number(asked.dataset_ids, resources)
+    query = asked.query or ""
+    if not query.strip():
+        return json_response(_answer((), {}, {}))
+    check_long_query(query, resources.settings)
+    with access.reading() as session:
+        done = _ask(session, query, asked, access)
+        names = {dataset.id: dataset.name for dataset in done.chosen.datasets}
+        items = [item(hit, names, at) for at, hit in enumerate(done.gathered.hits, start=1)]
+    _remember(history, done, resources)
+    failures = {str(i): exc for i, exc in done.gathered.failures.items()} | done.chosen.failures
+    return json_response(_answer(items, failures, names) | {"timings_ms": done.gathered.timings_ms})
+
+
+def _check_number(dataset_ids: Sequence[str], resources: Resources) -> None:
+    most = resources.settings.limits.datasets_per_query
+    if len(dataset_ids) > most:
+        raise InvalidParam(
+            f"dataset_ids holds {len(dataset_ids)} ids, the limit is {most}; ask fewer datasets at "
+            "once, or raise KB_LIMITS__DATASETS_PER_QUERY"
+        )
+
+
+def _ask(session: Session, query: str, asked: KnowledgeRetrieval, access: Access) -> _Asked:
+    caller, resources = access.caller, access.resources
+    if asked.retrieval_mode == "single" or asked.metadata_filtering_mode == "automatic":
+        raise ProviderNotInitialized(
+            "no chat model is configured; use retrieval_mode 'multiple' and "
+            "metadata_filtering_mode 'disabled' or 'manual'"
+        )
+    chosen = choose(session, caller.workspace_id, caller.dataset_id, asked.dataset_ids)
+    manual = asked.metadata_filtering_mode == "manual"
+    conditions = asked.metadata_filtering_conditions if manual else None
+    refuse_filter(conditions)
+    model = shared_model(asked.multiple_retrieval_config, chosen.datasets, conditions)
+    settings = search_settings(model, resources.settings)
+    with clock() as took_ms:
+        found = gather(session, query, chosen.datasets, settings, resources)
+    return _Asked(query, chosen, model, found, took_ms())
+
+
+def _remember(history: QueryLog, done: _Asked, resources: Resources) -> None:
+    """A row with each dataset that was asked."""
+    hits: dict[uuid.UUID, list[Found]] = defaultdict(list)
+    for rank, hit in enumerate(done.gathered.hits, start=1):
+        hits[hit.segment.dataset_id].append(Found(hit.segment.id, hit.score, rank))
+    call_id, at = uuid.uuid4(), now()
+    for dataset in done.chosen.datasets:
+        settings = remembered(dataset, done.model, resources.settings)
+        history.add(
+            dataset.id,
+            done.query,
+            source=SOURCE,
+            actor=resources.owner_id,
+            settings=settings | {"dataset_ids": [str(d.id) for d in done.chosen.datasets]},
+            hits=hits[dataset.id],
+            latency_ms=done.latency_ms,
+            used=[hit.segment_id for hit in hits[dataset.id]],
+            call_id=call_id,
+            at=at,
+        )
+
+
+def _answer(
+    items: Sequence[Json], failures: Mapping[str, Failure], names: Mapping[uuid.UUID, str]
+) -> Json:
+    by_id = {str(i): name for i, name in names.items()}
+    return {
+        "result": list(items),
+        "partial": bool(failures),
+        "errors": [
+            {
+                "dataset_id": dataset_id,
+                "dataset_name": by_id.get(dataset_id),
+                "code": exc.code,
+                "message": exc.message,
+            }
+            for dataset_id, exc in failures.items()
+        ],
+    }
+
+
+def item(hit: Hit, names: Mapping[uuid.UUID, str], position: int) -> Json:
+    """One item of the node's `result`."""
+    segment, document = hit.segment, hit.document
+    return {
+        "metadata": {
+            "_source": "knowledge",
+            "dataset_id": str(segment.dataset_id),
+            "dataset_name": names[segment.dataset_id],
+            "document_id": str(document.id),
+            "document_name": document.name,
+            "data_source_type": document.data_source_type,
+            "segment_id": str(segment.id),
+            "retriever_from": "workflow",
+            "score": hit.score,
+            "child_chunks": [
+                {"id": str(c.id), "content": c.content, "position": c.position, "score": c.score}
+                for c in hit.children
+            ],
+            "segment_hit_count": segment.hit_count,
+            "segment_word_count": segment.word_count,
+            "segment_position": segment.position,
+            "segment_index_node_hash": segment.text_hash,
+            "doc_metadata": document.doc_metadata,
+            "position": position,
+        },
+        "title": document.name,
+        "files": None,
+        "content": _content(segment.content, segment.answer),
+        "summary": None,
+    }
+
+
+def _content(content: str, answer: str | None) -> str:
+    return content if answer is None else f"question:{content} \nanswer:{answer}"
