@@ -188,7 +188,7 @@ class Client:
 
     def datasets(self, keyword: str = "") -> list[Json]:
         """Every dataset, newest first; `keyword` is a part of the name."""
-        return list(self._pages("/v1/datasets", {"keyword": keyword}))
+        return list(self._pages("/v1/datasets", {"keyword": keyword, "include_all": "true"}))
 
     def find_dataset(self, name: str) -> Json | None:
         """The dataset of this name or id, or None."""

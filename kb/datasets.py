@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import ColumnElement, and_, delete, exists, func, insert, or_, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -16,12 +16,14 @@ from kb.errors import DatasetNameDuplicate, InvalidParam, NotFound, ProviderNotI
 from kb.jobs import enqueue_delete, may_be_written
 from kb.models import (
     Dataset,
+    DatasetMember,
     Document,
     DocumentVersion,
     IndexingStatus,
     IndexingTechnique,
     JobKind,
     ProcessRule,
+    TagBinding,
     UploadFile,
     text_key,
 )
@@ -160,17 +162,25 @@ def list_datasets(
     page: int,
     limit: int,
     keyword: str | None = None,
+    tag_ids: Collection[uuid.UUID] = (),
+    visible_to: uuid.UUID | None = None,
     only: uuid.UUID | None = None,
 ) -> tuple[Sequence[Dataset], int]:
     """A page of datasets, newest first, and how many there are in all.
 
     Args:
         keyword: case-insensitive part of the name; wildcards have no meaning.
+        tag_ids: only datasets that carry all of these.
+        visible_to: only datasets whose permission lets this member see them.
         only: this one, if it matches.
     """
     where = [Dataset.workspace_id == workspace_id]
     if only is not None:
         where.append(Dataset.id == only)
+    if tag_ids:
+        where.append(_carries(set(tag_ids)))
+    if visible_to is not None:
+        where.append(_visible_to(visible_to))
     if keyword:
         where.append(Dataset.name.icontains(keyword, autoescape=True))
     total = session.scalar(select(func.count()).select_from(Dataset).where(*where)) or 0
@@ -182,6 +192,53 @@ def list_datasets(
         .limit(limit)
     ).all()
     return rows, total
+
+
+def _carries(tag_ids: set[uuid.UUID]) -> ColumnElement[bool]:
+    carriers = (
+        select(TagBinding.dataset_id)
+        .where(TagBinding.tag_id.in_(tag_ids))
+        .group_by(TagBinding.dataset_id)
+        .having(func.count() == len(tag_ids))
+    )
+    return Dataset.id.in_(carriers)
+
+
+def _visible_to(user_id: uuid.UUID) -> ColumnElement[bool]:
+    listed = exists().where(
+        DatasetMember.dataset_id == Dataset.id, DatasetMember.user_id == user_id
+    )
+    return or_(
+        Dataset.permission == "all_team_members",
+        and_(Dataset.permission == "only_me", Dataset.created_by == user_id),
+        and_(Dataset.permission == "partial_members", listed),
+    )
+
+
+def members_of(
+    session: Session, dataset_ids: Sequence[uuid.UUID]
+) -> dict[uuid.UUID, list[uuid.UUID]]:
+    """Who may see each dataset if its permission is `partial_members`, as they were listed."""
+    found: dict[uuid.UUID, list[uuid.UUID]] = {dataset_id: [] for dataset_id in dataset_ids}
+    rows = session.execute(
+        select(DatasetMember.dataset_id, DatasetMember.user_id)
+        .where(DatasetMember.dataset_id.in_(dataset_ids))
+        .order_by(DatasetMember.position)
+    )
+    for dataset_id, user_id in rows:
+        found[dataset_id].append(user_id)
+    return found
+
+
+def set_members(session: Session, dataset: Dataset, user_ids: Iterable[uuid.UUID]) -> None:
+    """Replace the list of those who may see the dataset."""
+    session.execute(delete(DatasetMember).where(DatasetMember.dataset_id == dataset.id))
+    rows = [
+        {"dataset_id": dataset.id, "user_id": user_id, "position": position}
+        for position, user_id in enumerate(dict.fromkeys(user_ids))
+    ]
+    if rows:
+        session.execute(insert(DatasetMember), rows)
 
 
 def count_documents(session: Session, dataset_ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, Counts]:
@@ -220,6 +277,10 @@ def update_dataset(
         _rename(session, dataset, body.name)
     if body.permission is not None:
         dataset.permission = body.permission
+    if dataset.permission != "partial_members":
+        set_members(session, dataset, ())
+    elif body.partial_member_list is not None:
+        set_members(session, dataset, [member.user_id for member in body.partial_member_list])
     if body.retrieval_model is not None:
         set_retrieval_model(dataset, body.retrieval_model, resources)
     if body.indexing_technique is not None or body.embedding_model is not None:

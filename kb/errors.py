@@ -16,7 +16,7 @@ KBError                         every public error: `code`, `message`, `status`
 ├── BodyTooLarge        413     a JSON body beyond the limit
 ├── ArchiveTooLarge     413     an archive, or what it unpacks to, beyond the limit
 ├── UnsupportedFileType 415
-├── Unprocessable       422     the body of POST/PATCH /datasets does not validate
+├── Unprocessable       422     the body of POST/PATCH /datasets or of a tag does not validate
 ├── ArchivedDocument    403
 ├── Misconfigured       500     settings that do not go together; the process does not start
 │   └── SecretUnreadable        a stored secret was sealed with a key that this process lacks
@@ -66,6 +66,7 @@ _LISTS = {
     "webhook": "GET /v1/webhooks",
     "query": "GET /v1/queries",
     "model": "GET /v1/models",
+    "tag": "GET /v1/datasets/tags",
 }
 
 

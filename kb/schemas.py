@@ -38,7 +38,7 @@ Permission = Literal["only_me", "all_team_members", "partial_members"]
 
 def _not_blank(value: str) -> str:
     if not value.strip():
-        raise ValueError("must not be blank; give the dataset a name")
+        raise ValueError("must not be blank; give a name")
     return value
 
 
@@ -49,6 +49,7 @@ def _blank_to_none(value: Any) -> Any:
 DatasetName = Annotated[
     str, StringConstraints(min_length=1, max_length=40), AfterValidator(_not_blank)
 ]
+TagName = Annotated[str, StringConstraints(min_length=1, max_length=50), AfterValidator(_not_blank)]
 Description = Annotated[str, StringConstraints(max_length=400)]
 
 
@@ -265,10 +266,21 @@ class DatasetCreate(Lenient):
     summary_index_setting: SummaryIndexSetting | None = None
 
 
-class DatasetUpdate(Lenient):
-    """PATCH /datasets/{id}; only keys that are present are applied, and null only to `description`.
+class MemberIn(Lenient):
+    """Somebody who may see a dataset."""
 
-    `partial_member_list` is not kept: API keys act as the owner, who may see every dataset.
+    user_id: UUID
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bare(cls, value: Any) -> Any:
+        return {"user_id": value} if isinstance(value, str) else value
+
+
+class DatasetUpdate(Lenient):
+    """PATCH /datasets/{id}; only keys that are present are applied, null only to `description`.
+
+    `partial_member_list` counts with permission `partial_members`; ids alone are taken, too.
     """
 
     name: DatasetName | None = None
@@ -278,6 +290,52 @@ class DatasetUpdate(Lenient):
     embedding_model: ModelName = None
     embedding_model_provider: ModelName = None
     retrieval_model: RetrievalModelIn | None = None
+    partial_member_list: list[MemberIn] | None = None
+
+
+class TagCreate(Lenient):
+    """POST /datasets/tags."""
+
+    name: TagName
+
+
+class TagUpdate(Lenient):
+    """PATCH /datasets/tags."""
+
+    tag_id: str
+    name: TagName
+
+
+class TagDelete(Lenient):
+    """DELETE /datasets/tags."""
+
+    tag_id: str
+
+
+class TagBind(Lenient):
+    """POST /datasets/tags/binding."""
+
+    tag_ids: list[str] = Field(min_length=1)
+    target_id: str
+
+
+class TagUnbind(Lenient):
+    """POST /datasets/tags/unbinding; `tag_id` is how older clients name a single tag."""
+
+    tag_ids: list[str] | None = None
+    tag_id: str | None = None
+    target_id: str
+
+    @model_validator(mode="after")
+    def _names_a_tag(self) -> Self:
+        if not self.all_tag_ids:
+            raise ValueError("tag_ids is empty and tag_id is missing; name a tag in one of them")
+        return self
+
+    @property
+    def all_tag_ids(self) -> list[str]:
+        """The tags that are named."""
+        return self.tag_ids or ([self.tag_id] if self.tag_id else [])
 
 
 class DocumentSettings(Lenient):

@@ -32,6 +32,7 @@ from kb.api import (
     segments,
     status,
     system,
+    tags,
     webhooks,
 )
 from kb.api.manual import write_manual
@@ -47,6 +48,7 @@ log = logging.getLogger("kb.api")
 
 ROUTERS = (
     archives.router,
+    tags.router,  # before the datasets', whose ids are any text
     datasets.router,
     documents.router,
     files.router,

@@ -23,6 +23,7 @@ from kb.api.deps import (
     query_flag,
     query_text,
 )
+from kb.api.facts import facts_of
 from kb.archive import Imported, export_dataset, import_dataset
 from kb.db import reading
 from kb.errors import ArchiveTooLarge, StoreUnavailable
@@ -75,9 +76,9 @@ def _import(resources: Resources, file: IO[bytes], name: str | None) -> dict[str
 def _shape(resources: Resources, imported: Imported) -> dict[str, Any]:
     with reading(resources.sessions) as session:
         row = datasets.get_dataset(session, resources.workspace_id, imported.dataset_id)
-        counts = datasets.count_documents(session, [row.id])[row.id]
+        facts = facts_of(session, [row])[row.id]
     available = datasets.embedding_available(row, resources)
-    shape = shapes.single_dataset(row, counts, available=available)
+    shape = shapes.single_dataset(row, facts, available=available)
     return shape | {
         "imported": {
             "documents": imported.documents,

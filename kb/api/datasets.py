@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -9,7 +10,8 @@ from fastapi import APIRouter, Request, Response
 from kb import datasets
 from kb.api import shapes
 from kb.api.bodies import LenientJsonBody, parse_or_422
-from kb.api.deps import AccessDep, PageDep, query_text
+from kb.api.deps import Access, AccessDep, PageDep, find_id, query_flag, query_text
+from kb.api.facts import Facts, facts_of
 from kb.db import after_commit
 from kb.schemas import DatasetCreate, DatasetUpdate
 
@@ -25,12 +27,15 @@ def create_dataset(body: LenientJsonBody, access: AccessDep) -> dict[str, Any]:
     asked = parse_or_422(DatasetCreate, body)
     with access.writing() as session:
         row = datasets.add_dataset(session, asked, access.resources)
-        return shapes.dataset(row, datasets.Counts(), embedding_available=None)
+        return shapes.dataset(row, Facts(), embedding_available=None)
 
 
 @router.get("")
 def list_datasets(request: Request, page: PageDep, access: AccessDep) -> dict[str, Any]:
-    """List datasets, newest first; `keyword` is a part of the name."""
+    """List datasets, newest first: with `keyword` as a part of the name, with all of `tag_ids`, and
+    (unless `include_all`) those that the owner may see.
+    """
+    tag_ids = _asked_tags(request)
     with access.reading() as session:
         rows, total = datasets.list_datasets(
             session,
@@ -38,14 +43,16 @@ def list_datasets(request: Request, page: PageDep, access: AccessDep) -> dict[st
             page=page.page,
             limit=page.limit,
             keyword=query_text(request, "keyword"),
+            tag_ids=tag_ids,
+            visible_to=None if _sees_all(request, access) else access.resources.owner_id,
             only=access.caller.dataset_id,
         )
-        counts = datasets.count_documents(session, [row.id for row in rows])
+        facts = facts_of(session, rows)
     return {
         "data": [
             shapes.dataset(
                 row,
-                counts[row.id],
+                facts[row.id],
                 embedding_available=datasets.embedding_available(row, access.resources),
             )
             for row in rows
@@ -57,14 +64,28 @@ def list_datasets(request: Request, page: PageDep, access: AccessDep) -> dict[st
     }
 
 
+def _asked_tags(request: Request) -> set[uuid.UUID]:
+    """Tags of the query string: the parameter repeated, or its values joined by commas.
+
+    What is no id is one that no dataset carries.
+    """
+    asked = [*request.query_params.getlist("tag_ids"), *request.query_params.getlist("tag_ids[]")]
+    texts = [text.strip() for value in asked for text in value.split(",")]
+    return {find_id(text) or uuid.UUID(int=0) for text in texts if text}
+
+
+def _sees_all(request: Request, access: Access) -> bool:
+    return query_flag(request, "include_all") or access.caller.dataset_id is not None
+
+
 @router.get("/{dataset_id}")
 def get_dataset(dataset_id: str, access: AccessDep) -> dict[str, Any]:
     """Show a dataset."""
     with access.reading() as session:
         row = access.dataset(session, dataset_id)
-        counts = datasets.count_documents(session, [row.id])[row.id]
+        facts = facts_of(session, [row])[row.id]
     available = datasets.embedding_available(row, access.resources)
-    return shapes.single_dataset(row, counts, available=available)
+    return shapes.single_dataset(row, facts, available=available)
 
 
 @router.patch("/{dataset_id}")
@@ -74,9 +95,9 @@ def update_dataset(dataset_id: str, body: LenientJsonBody, access: AccessDep) ->
     with access.writing() as session:
         row = access.dataset(session, dataset_id, lock=True)
         datasets.update_dataset(session, row, asked, access.resources)
-        counts = datasets.count_documents(session, [row.id])[row.id]
-        shape = shapes.dataset(row, counts, embedding_available=None)
-    return shape | {"partial_member_list": []}
+        facts = facts_of(session, [row])[row.id]
+        shape = shapes.dataset(row, facts, embedding_available=None)
+    return shape | {"partial_member_list": [str(user_id) for user_id in facts.members]}
 
 
 @router.delete("/{dataset_id}", status_code=204)

@@ -218,11 +218,17 @@ def find_dataset(
 _UUID = re.compile("[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
 
+def find_id(text: str) -> uuid.UUID | None:
+    """The UUID that the text is, or None."""
+    return uuid.UUID(text) if _UUID.fullmatch(text) else None
+
+
 def path_id(noun: str, text: str) -> uuid.UUID:
     """A UUID of a path; anything else is simply not there."""
-    if not _UUID.fullmatch(text):
+    found = find_id(text)
+    if found is None:
         raise NotFound(noun, text[:100])
-    return uuid.UUID(text)
+    return found
 
 
 async def check_path(request: Request, resources: ResourcesDep) -> None:

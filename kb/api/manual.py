@@ -19,6 +19,11 @@ from kb.schemas import (
     DocumentUpdateByText,
     ExternalRetrieval,
     HitTesting,
+    TagBind,
+    TagCreate,
+    TagDelete,
+    TagUnbind,
+    TagUpdate,
     WebhookCreate,
     WebhookUpdate,
 )
@@ -31,6 +36,11 @@ _DOCUMENT = f"{_DATASET}/documents/{{document_id}}"
 BODIES: dict[tuple[str, str], type[BaseModel]] = {
     ("post", "/v1/datasets"): DatasetCreate,
     ("patch", _DATASET): DatasetUpdate,
+    ("post", "/v1/datasets/tags"): TagCreate,
+    ("patch", "/v1/datasets/tags"): TagUpdate,
+    ("delete", "/v1/datasets/tags"): TagDelete,
+    ("post", "/v1/datasets/tags/binding"): TagBind,
+    ("post", "/v1/datasets/tags/unbinding"): TagUnbind,
     ("post", f"{_DATASET}/document/create-by-text"): DocumentByText,
     ("post", f"{_DOCUMENT}/update-by-text"): DocumentUpdateByText,
     ("patch", f"{_DATASET}/documents/status/{{action}}"): DocumentIds,
@@ -58,7 +68,15 @@ _HISTORY = {
     "keyword": ("string", "part of the query"),
 }
 QUERIES: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
-    ("get", "/v1/datasets"): _PAGE | {"keyword": ("string", "part of the name")},
+    ("get", "/v1/datasets"): _PAGE
+    | {
+        "keyword": ("string", "part of the name"),
+        "tag_ids": (
+            "string",
+            "only datasets that carry this tag; repeated, or joined by commas, all of them",
+        ),
+        "include_all": ("boolean", "also datasets whose permission hides them from the owner"),
+    },
     ("get", f"{_DATASET}/documents"): _PAGE
     | {
         "keyword": ("string", "part of the name"),

@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from kb.datasets import Counts
+from kb.api.facts import Facts
 from kb.document_status import display_status
 from kb.documents import Progress
 from kb.models import (
@@ -56,8 +56,9 @@ def retrieval_model(dataset: Dataset) -> Json:
     }
 
 
-def dataset(row: Dataset, counts: Counts, *, embedding_available: bool | None) -> Json:
+def dataset(row: Dataset, facts: Facts, *, embedding_available: bool | None) -> Json:
     """The dataset detail object."""
+    counts = facts.counts
     model = retrieval_model(row)
     threshold = model["score_threshold"] if model["score_threshold_enabled"] else None
     return {
@@ -81,7 +82,7 @@ def dataset(row: Dataset, counts: Counts, *, embedding_available: bool | None) -
         "embedding_available": embedding_available,
         "retrieval_model_dict": model,
         "summary_index_setting": row.summary_index_setting,
-        "tags": [],
+        "tags": [{"id": str(t.id), "name": t.name, "type": "knowledge"} for t in facts.tags],
         "doc_form": row.doc_form,
         "external_knowledge_info": None,
         "external_retrieval_model": {
@@ -103,13 +104,13 @@ def dataset(row: Dataset, counts: Counts, *, embedding_available: bool | None) -
     }
 
 
-def single_dataset(row: Dataset, counts: Counts, *, available: bool) -> Json:
+def single_dataset(row: Dataset, facts: Facts, *, available: bool) -> Json:
     """The dataset as GET shows it."""
-    shape = dataset(row, counts, embedding_available=available)
+    shape = dataset(row, facts, embedding_available=available)
     if row.indexing_technique is not IndexingTechnique.HIGH_QUALITY:
         shape["retrieval_model_dict"]["search_method"] = "keyword_search"
     if row.permission == "partial_members":
-        shape["partial_member_list"] = []
+        shape["partial_member_list"] = [str(user_id) for user_id in facts.members]
     return shape
 
 

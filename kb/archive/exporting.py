@@ -34,6 +34,7 @@ from kb.archive.layout import (
     SegmentRecord,
     Source,
 )
+from kb.datasets import members_of
 from kb.db import Sessions, now, reading
 from kb.errors import NotFound
 from kb.ingestion.embedding_cache import find_vectors
@@ -48,6 +49,7 @@ from kb.models import (
 )
 from kb.ports import Space
 from kb.resources import Resources, space_of
+from kb.tags import tags_of
 from kb.zip_stream import open_zip
 
 _SHARD_BYTES = 4_000_000
@@ -261,6 +263,8 @@ def _dataset(session: Session, row: Dataset) -> DatasetRecord:
             Rule(id=rule.id, mode=rule.mode, rules=rule.rules, created_at=rule.created_at)
             for rule in rules
         ],
+        tags=[tag.name for tag in tags_of(session, [row.id])[row.id]],
+        members=members_of(session, [row.id])[row.id],
     )
 
 

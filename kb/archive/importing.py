@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 
 from kb.archive.checking import Checked, check
 from kb.archive.layout import ChildRecord, DocumentRecord, SegmentRecord
-from kb.datasets import set_technique
+from kb.datasets import set_members, set_technique
 from kb.db import after_commit, exclusive, moment, now, reading, transaction
 from kb.errors import Conflict, DatasetNameDuplicate, InvalidParam
 from kb.ingestion.embedding_cache import embed_cached, remember_vectors, text_hash
@@ -45,6 +45,7 @@ from kb.ports import Queue, Space
 from kb.resources import Resources, space_of
 from kb.retrieval.analysis import analyse
 from kb.schemas import DatasetCreate
+from kb.tags import bind_names
 
 log = logging.getLogger("kb.archive")
 
@@ -209,6 +210,7 @@ class _Building:
                 set_technique(dataset, record.technique, None, None, resources)
             session.add(dataset)
             session.flush()
+            set_members(session, dataset, record.members)
             for rule in record.rules:
                 session.add(
                     ProcessRule(
@@ -535,6 +537,8 @@ class _Building:
                     .where(Dataset.id == dataset_id)
                     .values(workspace_id=resources.workspace_id, name=name, updated_at=moment())
                 )
+                names = self._checked.dataset.tags
+                bind_names(session, dataset_id, names, resources)
                 left = (mine, Document.pending_version.is_not(None), Document.is_paused.is_(False))
                 queued = session.scalar(select(func.count()).select_from(Document).where(*left))
                 first = session.execute(

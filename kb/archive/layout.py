@@ -88,7 +88,10 @@ class Rule(Record):
 
 
 class DatasetRecord(Record):
-    """dataset.json: the dataset's settings, and the process rules that its documents name."""
+    """dataset.json: the dataset's settings, and the process rules that its documents name.
+
+    `tags` (names) and `members` (who may see it) are not in archives of older versions of kb.
+    """
 
     id: uuid.UUID
     name: Annotated[str, Field(min_length=1, max_length=255)]
@@ -102,6 +105,8 @@ class DatasetRecord(Record):
     summary_index_setting: dict[str, Any] | None
     created_at: datetime
     rules: list[Rule]
+    tags: list[Annotated[str, Field(min_length=1, max_length=50)]] = []
+    members: list[uuid.UUID] = []
 
 
 class Source(Record):

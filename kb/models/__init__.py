@@ -1,14 +1,13 @@
-"""All tables, on one page."""
+"""All tables, on one page; those of tags and members stand beside it and are imported here."""
 
 from __future__ import annotations
 
 import uuid
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import Any
 
 from sqlalchemy import (
-    Enum,
     ForeignKey,
     Index,
     LargeBinary,
@@ -20,7 +19,20 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import Mapped, mapped_column
 
-from kb.db import Base, Sealed, new_id, now
+from kb.db import Base, Sealed
+from kb.models.columns import (
+    CreatedAt,
+    DatasetId,
+    DocumentId,
+    Id,
+    Json,
+    Name,
+    WorkspaceId,
+    enum_of,
+)
+from kb.models.tags import DatasetMember as DatasetMember
+from kb.models.tags import Tag as Tag
+from kb.models.tags import TagBinding as TagBinding
 from kb.ports import Queue
 
 
@@ -133,32 +145,6 @@ class ModelKind(StrEnum):
     VLLM = "vllm"
 
 
-def _enum(cls: type[StrEnum]) -> Enum:
-    # The check is ours and not the table's: a new value then needs no migration.
-    return Enum(
-        cls,
-        native_enum=False,
-        length=32,
-        values_callable=lambda e: [m.value for m in e],
-        validate_strings=True,
-    )
-
-
-Id = Annotated[uuid.UUID, mapped_column(primary_key=True, default=new_id)]
-Name = Annotated[str, mapped_column(String(255))]
-CreatedAt = Annotated[datetime, mapped_column(default=now)]
-WorkspaceId = Annotated[
-    uuid.UUID, mapped_column(ForeignKey("workspaces.id", ondelete="CASCADE"), index=True)
-]
-DatasetId = Annotated[
-    uuid.UUID, mapped_column(ForeignKey("datasets.id", ondelete="CASCADE"), index=True)
-]
-DocumentId = Annotated[
-    uuid.UUID, mapped_column(ForeignKey("documents.id", ondelete="CASCADE"), index=True)
-]
-Json = dict[str, Any]
-
-
 class Workspace(Base):
     """The tenant that owns datasets and keys."""
 
@@ -212,8 +198,8 @@ class Dataset(Base):
     provider: Mapped[str] = mapped_column(String(16), default="vendor")
     permission: Mapped[str] = mapped_column(String(32), default="only_me")
     data_source_type: Mapped[str | None] = mapped_column(String(32))
-    indexing_technique: Mapped[IndexingTechnique | None] = mapped_column(_enum(IndexingTechnique))
-    doc_form: Mapped[DocForm | None] = mapped_column(_enum(DocForm))
+    indexing_technique: Mapped[IndexingTechnique | None] = mapped_column(enum_of(IndexingTechnique))
+    doc_form: Mapped[DocForm | None] = mapped_column(enum_of(DocForm))
     embedding_model: Mapped[str | None] = mapped_column(String(255))
     embedding_model_provider: Mapped[str | None] = mapped_column(String(255))
     space_name: Mapped[str | None] = mapped_column(String(100))
@@ -245,7 +231,7 @@ class MetadataField(Base):
     id: Mapped[Id]
     dataset_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("datasets.id", ondelete="CASCADE"))
     name: Mapped[Name]
-    type: Mapped[FieldType] = mapped_column(_enum(FieldType))
+    type: Mapped[FieldType] = mapped_column(enum_of(FieldType))
     slot: Mapped[int | None]
     created_by: Mapped[uuid.UUID]
     created_at: Mapped[CreatedAt]
@@ -318,7 +304,7 @@ class Document(Base):
     process_rule_id: Mapped[uuid.UUID | None] = mapped_column(
         ForeignKey("process_rules.id", ondelete="SET NULL")
     )
-    doc_form: Mapped[DocForm] = mapped_column(_enum(DocForm), default=DocForm.TEXT)
+    doc_form: Mapped[DocForm] = mapped_column(enum_of(DocForm), default=DocForm.TEXT)
     doc_language: Mapped[str] = mapped_column(String(64), default="English")
     doc_metadata: Mapped[Json | None]
     """Field id -> value; a null is a field that the document has without a value. Ids of fields
@@ -331,11 +317,11 @@ class Document(Base):
     version: Mapped[int] = mapped_column(default=0)
     pending_version: Mapped[int | None]
     indexing_status: Mapped[IndexingStatus] = mapped_column(
-        _enum(IndexingStatus), default=IndexingStatus.WAITING
+        enum_of(IndexingStatus), default=IndexingStatus.WAITING
     )
     is_paused: Mapped[bool] = mapped_column(default=False)
     queue: Mapped[Queue] = mapped_column(
-        _enum(Queue), default=Queue.INTERACTIVE, server_default=Queue.INTERACTIVE.value
+        enum_of(Queue), default=Queue.INTERACTIVE, server_default=Queue.INTERACTIVE.value
     )
     queued_at: Mapped[CreatedAt]
     lease_owner: Mapped[str | None] = mapped_column(String(64), index=True)
@@ -428,7 +414,7 @@ class Segment(Base):
     staged: Mapped[Json | None]
     has_children: Mapped[bool] = mapped_column(default=False)
     status: Mapped[SegmentStatus] = mapped_column(
-        _enum(SegmentStatus), default=SegmentStatus.WAITING
+        enum_of(SegmentStatus), default=SegmentStatus.WAITING
     )
     enabled: Mapped[bool] = mapped_column(default=True)
     disabled_at: Mapped[datetime | None]
@@ -490,7 +476,7 @@ class Job(Base):
     # Counted from the index alone: the payloads of many deletes are megabytes.
     __table_args__ = (Index("ix_jobs_state", "kind", "not_before", "attempts", "lease_expires_at"),)
     id: Mapped[Id]
-    kind: Mapped[JobKind] = mapped_column(_enum(JobKind))
+    kind: Mapped[JobKind] = mapped_column(enum_of(JobKind))
     payload: Mapped[Json]
     created_at: Mapped[CreatedAt]
     not_before: Mapped[CreatedAt] = mapped_column(index=True)
@@ -579,12 +565,12 @@ class WebhookDelivery(Base):
     )
     id: Mapped[Id]
     webhook_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("webhooks.id", ondelete="CASCADE"))
-    event: Mapped[WebhookEvent] = mapped_column(_enum(WebhookEvent))
+    event: Mapped[WebhookEvent] = mapped_column(enum_of(WebhookEvent))
     body: Mapped[str] = mapped_column(Text)
     """JSON; what is signed and sent, byte for byte."""
     created_at: Mapped[CreatedAt] = mapped_column(index=True)
     status: Mapped[DeliveryStatus] = mapped_column(
-        _enum(DeliveryStatus), default=DeliveryStatus.PENDING
+        enum_of(DeliveryStatus), default=DeliveryStatus.PENDING
     )
     attempts: Mapped[int] = mapped_column(default=0)
     last_attempt_at: Mapped[datetime | None]
@@ -605,10 +591,10 @@ class ConfiguredModel(Base):
     __table_args__ = (UniqueConstraint("workspace_id", "type", "provider", "model"),)
     id: Mapped[Id]
     workspace_id: Mapped[WorkspaceId]
-    type: Mapped[ModelType] = mapped_column(_enum(ModelType))
+    type: Mapped[ModelType] = mapped_column(enum_of(ModelType))
     provider: Mapped[str] = mapped_column(String(200))
     model: Mapped[str] = mapped_column(String(200))
-    kind: Mapped[ModelKind] = mapped_column(_enum(ModelKind))
+    kind: Mapped[ModelKind] = mapped_column(enum_of(ModelKind))
     options: Mapped[Json]
     """Where it is and how it is used, as `kb.model_options` knows it; no secret."""
     api_key: Mapped[str | None] = mapped_column(Sealed)
