@@ -31,15 +31,17 @@ class Keyring:
     """Seals texts and opens them again; safe for threads.
 
     Args:
-        keys: 32 bytes each; the first one seals, all of them open. None: this process can do
-            neither, and says `missing`.
+        keys: 32 bytes each; the first one seals, all of them open. None at all: this process can
+            do neither.
+        missing: why there is no key, and how to give one.
         source: where the keys come from, for messages.
     """
 
     def __init__(self, keys: Sequence[bytes], *, source: str, missing: str = "") -> None:
-        self.source, self._missing = source, missing
+        self.source, self.missing = source, missing
         boxes = [Fernet(base64.urlsafe_b64encode(key)) for key in keys]
         self._box = MultiFernet(boxes) if boxes else None
+        self._first = boxes[0] if boxes else None
 
     @property
     def usable(self) -> bool:
@@ -53,7 +55,7 @@ class Keyring:
             Misconfigured: there is no key; the message says how to give one.
         """
         if self._box is None:
-            raise Misconfigured(self._missing)
+            raise Misconfigured(self.missing)
         return _MARK + self._box.encrypt(text.encode()).decode()
 
     def open(self, stored: str) -> str:
@@ -65,7 +67,7 @@ class Keyring:
         if not is_sealed(stored):
             return stored
         if self._box is None:
-            raise SecretUnreadable(f"a stored secret cannot be read: {self._missing}")
+            raise SecretUnreadable(f"a stored secret cannot be read: {self.missing}")
         try:
             return self._box.decrypt(stored.removeprefix(_MARK).encode()).decode()
         except (InvalidToken, ValueError) as exc:
@@ -74,6 +76,16 @@ class Keyring:
                 "the key that did (KB_SECRET_KEY takes several, separated by commas, the one to "
                 "seal with first), or store the secret anew"
             ) from exc
+
+    def is_current(self, stored: str) -> bool:
+        """Whether the first key sealed it."""
+        if self._first is None or not is_sealed(stored):
+            return False
+        try:
+            self._first.decrypt(stored.removeprefix(_MARK).encode())
+        except (InvalidToken, ValueError):
+            return False
+        return True
 
     def __repr__(self) -> str:
         return f"Keyring({self.source})"

@@ -25,7 +25,7 @@ from sqlalchemy import func, or_, select, update
 from sqlalchemy.orm import Session
 
 from kb.db import Sessions, after_commit, now, reading, transaction
-from kb.errors import InvalidParam, NotFound
+from kb.errors import InvalidParam, NotFound, SecretUnreadable
 from kb.jobs import ComeAgain, enqueue
 from kb.logs import log_ids
 from kb.metrics import WEBHOOKS
@@ -63,13 +63,13 @@ def add_webhook(
     events: Sequence[WebhookEvent],
     *,
     dataset_id: uuid.UUID | None = None,
-    secret: str | None = None,
+    secret: str,
     most: int,
 ) -> Webhook:
-    """Make a webhook; without a `secret` it gets one.
+    """Make a webhook whose messages are signed with `secret`, which is sealed.
 
     Raises:
-        InvalidParam: the workspace has `most` of them, or the secret is none.
+        InvalidParam: the workspace has `most` of them.
         NotFound: the dataset is not in the workspace.
     """
     if dataset_id is not None and session.scalar(_in_workspace(dataset_id, workspace_id)) is None:
@@ -87,7 +87,7 @@ def add_webhook(
         dataset_id=dataset_id,
         url=url,
         events=[event.value for event in events],
-        secret=checked_secret(secret) if secret is not None else new_secret(),
+        secret=secret,
     )
     session.add(made)
     session.flush()
@@ -335,7 +335,7 @@ def _deliver(resources: Resources, webhook: Webhook, delivery: WebhookDelivery) 
     try:
         receipt = _post(resources, webhook, delivery)
         failure = None if 200 <= receipt.status < 300 else f"answered {receipt.status}"
-    except NotDelivered as exc:
+    except (NotDelivered, SecretUnreadable) as exc:
         failure = str(exc)
     if failure is None:
         _succeeded(resources.sessions, webhook, delivery, receipt)
@@ -347,12 +347,13 @@ def _deliver(resources: Resources, webhook: Webhook, delivery: WebhookDelivery) 
 def _post(resources: Resources, webhook: Webhook, delivery: WebhookDelivery) -> Receipt:
     body, at = delivery.body.encode(), int(now().timestamp())
     message_id = f"msg_{delivery.id.hex}"
+    secret = resources.keyring.open(webhook.secret)
     headers = {
         "Content-Type": "application/json",
         "User-Agent": "kb-webhooks/1",
         "webhook-id": message_id,
         "webhook-timestamp": str(at),
-        "webhook-signature": signature(webhook.secret, message_id, at, body),
+        "webhook-signature": signature(secret, message_id, at, body),
     }
     return resources.webhooks.post(webhook.url, body, headers)
 

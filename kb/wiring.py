@@ -24,6 +24,7 @@ from kb.model_registry import ModelRegistry
 from kb.models import Member, Workspace
 from kb.ports import BlobStore, JobQueue, SegmentIndex
 from kb.resources import Resources
+from kb.sealing import seal_all
 from kb.secrets import Keyring, open_keyring
 from kb.settings import Settings
 from kb.tracing import start_tracing
@@ -70,6 +71,7 @@ def open_resources(settings: Settings) -> Iterator[Resources]:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     with ExitStack() as stack:
         stores = stack.enter_context(open_stores(settings))
+        seal_all(stores.sessions, stores.keyring)
         workspace_id, owner_id = _first_workspace(stores.sessions)
         embedder = open_embedder(settings)
         stack.callback(embedder.close)

@@ -215,7 +215,13 @@ def test_nothing_starts_without_its_secrets(compose: dict[str, Any]) -> None:
     required = {
         name for text in strings(compose) for name, kind, _ in VARIABLE.findall(text) if kind == "?"
     }
-    assert required == {"KB_API_KEY", "POSTGRES_PASSWORD", "REDIS_PASSWORD", "QDRANT_API_KEY"}
+    assert required == {
+        "KB_API_KEY",
+        "KB_SECRET_KEY",
+        "POSTGRES_PASSWORD",
+        "REDIS_PASSWORD",
+        "QDRANT_API_KEY",
+    }
 
 
 @pytest.mark.parametrize("name", sorted(OUR_OWN - {"migrate"}))

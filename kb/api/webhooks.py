@@ -11,8 +11,10 @@ from kb.api.bodies import JsonBody, parse
 from kb.api.deps import AccessDep, PageDep, path_id, query_text
 from kb.api.shapes import epoch, text
 from kb.db import after_commit
+from kb.errors import SecretUnreadable
 from kb.models import Webhook, WebhookDelivery, WebhookEvent
 from kb.schemas import WebhookCreate, WebhookUpdate
+from kb.secrets import Keyring
 from kb.webhooks import EVENTS
 
 router = APIRouter(prefix="/v1/webhooks", tags=["webhooks"])
@@ -31,6 +33,10 @@ def create_webhook(body: JsonBody, access: AccessDep) -> dict[str, Any]:
     settings = access.resources.settings.webhooks
     url = webhooks.checked_url(asked.url, allow_private=settings.allow_private)
     events = EVENTS if asked.events is None else webhooks.known_events(asked.events)
+    secret = webhooks.new_secret()
+    if asked.secret is not None:
+        secret = webhooks.checked_secret(asked.secret)
+    keyring = access.resources.keyring
     with access.writing() as session:
         row = webhooks.add_webhook(
             session,
@@ -38,10 +44,10 @@ def create_webhook(body: JsonBody, access: AccessDep) -> dict[str, Any]:
             url,
             events,
             dataset_id=asked.dataset_id,
-            secret=asked.secret,
+            secret=keyring.seal(secret),
             most=settings.most,
         )
-        return shape(row) | {"secret": row.secret}
+        return shape(row, keyring) | {"secret": secret}
 
 
 @router.get("")
@@ -50,14 +56,14 @@ def list_webhooks(access: AccessDep) -> dict[str, Any]:
     access.caller.needs_whole_workspace("listing webhooks")
     with access.reading() as session:
         rows = webhooks.list_webhooks(session, access.caller.workspace_id)
-        return {"data": [shape(row) for row in rows]}
+        return {"data": [shape(row, access.resources.keyring) for row in rows]}
 
 
 @router.get("/{webhook_id}")
 def get_webhook(webhook_id: str, access: AccessDep) -> dict[str, Any]:
     """Show a webhook, and whether it fails."""
     with access.reading() as session:
-        return shape(_row(session, webhook_id, access))
+        return shape(_row(session, webhook_id, access), access.resources.keyring)
 
 
 @router.patch("/{webhook_id}")
@@ -73,7 +79,7 @@ def update_webhook(webhook_id: str, body: JsonBody, access: AccessDep) -> dict[s
             row.events = [event.value for event in webhooks.known_events(asked.events)]
         if asked.enabled is not None:
             webhooks.enable_webhook(row, enabled=asked.enabled)
-        return shape(row)
+        return shape(row, access.resources.keyring)
 
 
 @router.delete("/{webhook_id}", status_code=204)
@@ -126,14 +132,18 @@ def _row(session: Any, webhook_id: str, access: AccessDep) -> Webhook:
     return webhooks.get_webhook(session, access.caller.workspace_id, key)
 
 
-def shape(row: Webhook) -> dict[str, Any]:
-    """As JSON, without its secret."""
+def shape(row: Webhook, keyring: Keyring) -> dict[str, Any]:
+    """As JSON, without its secret; the hint is null when this process cannot read that."""
+    try:
+        hint = f"{keyring.open(row.secret)[:_HINT_CHARS]}…"
+    except SecretUnreadable:
+        hint = None
     return {
         "id": str(row.id),
         "url": row.url,
         "events": row.events,
         "dataset_id": text(row.dataset_id),
-        "secret_hint": f"{row.secret[:_HINT_CHARS]}…",
+        "secret_hint": hint,
         "created_at": epoch(row.created_at),
         "enabled": row.disabled_at is None,
         "disabled_at": epoch(row.disabled_at),

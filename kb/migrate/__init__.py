@@ -15,7 +15,7 @@ from sqlalchemy import func, select
 from kb.adapters.data_directory import DataDirectory
 from kb.db import reading
 from kb.doctor import examine
-from kb.errors import InvalidParam
+from kb.errors import InvalidParam, SecretUnreadable
 from kb.ingestion.points import indexed_leaves
 from kb.maintenance import write_points
 from kb.migrate.files import copy_files, differing_files
@@ -23,6 +23,7 @@ from kb.migrate.ledger import Ledger
 from kb.migrate.tables import Sums, copy_tables, in_use, sums
 from kb.models import UNFINISHED, Dataset, Document
 from kb.resources import FULL_TEXT_SPACE, Resources, space_of
+from kb.sealing import check_readable, opened, resealed
 from kb.settings import Settings
 from kb.sweeper import sweep
 from kb.wiring import Stores, open_resources, open_stores
@@ -84,7 +85,9 @@ def migrate(source: Settings, target: Settings, progress: Progress) -> Verdict:
         with open_stores(_alone(target)) as new:
             ledger = Ledger(new.sessions)
             _check_target(old, new, ledger)
-            copy_tables(old.sessions, new.sessions, ledger, progress)
+            _check_secrets(old, new, target)
+            reseal = resealed(old.keyring, new.keyring)
+            copy_tables(old.sessions, new.sessions, ledger, progress, reseal=reseal)
             files = copy_files(old.blobs, new.blobs, ledger, progress)
             rows, differences = _compare(old, new, ledger, progress)
         with open_resources(target) as resources:
@@ -131,6 +134,24 @@ def _check_target(old: Stores, new: Stores, ledger: Ledger) -> None:
     ledger.begin(old.sessions)
 
 
+def _check_secrets(old: Stores, new: Stores, target: Settings) -> None:
+    """The copy of a secret is sealed with the target's key.
+
+    Raises:
+        InvalidParam: the source's cannot be read, or the target's processes would have no key.
+    """
+    try:
+        count = check_readable(old.sessions, old.keyring)
+    except SecretUnreadable as exc:
+        raise InvalidParam(f"the source: {exc.message}") from exc
+    if count and target.redis_url is not None and target.secret_key is None:
+        raise InvalidParam(
+            f"the source holds {count} secrets (API keys of models, signing keys of webhooks), "
+            "which all processes of the target must be able to read; set KB_SECRET_KEY in its "
+            "settings, for example to the output of: openssl rand -base64 32"
+        )
+
+
 def _compare(
     old: Stores, new: Stores, ledger: Ledger, progress: Progress
 ) -> tuple[dict[str, int], list[str]]:
@@ -142,7 +163,8 @@ def _compare(
         return dict(ledger.cursor(_COMPARED)), []
     rows: dict[str, int] = {}
     differences: list[str] = []
-    before, after = sums(old.sessions, progress), sums(new.sessions, progress)
+    before = sums(old.sessions, progress, opened=opened(old.keyring))
+    after = sums(new.sessions, progress, opened=opened(new.keyring))
     for table, wanted in before.items():
         found = after.get(table, Sums())
         rows[table] = found.rows

@@ -38,9 +38,18 @@ def in_use(sessions: Sessions) -> str | None:
 
 
 def copy_tables(
-    source: Sessions, target: Sessions, ledger: Ledger, progress: Callable[[str, int, int], None]
+    source: Sessions,
+    target: Sessions,
+    ledger: Ledger,
+    progress: Callable[[str, int, int], None],
+    *,
+    reseal: Callable[[Table, Row], Row],
 ) -> None:
-    """Copy what is not there yet; documents in work become waiting ones, leases are left out."""
+    """Copy what is not there yet; documents in work become waiting ones, leases are left out.
+
+    Args:
+        reseal: a row of the source as the target can read it.
+    """
     for table in Base.metadata.sorted_tables:
         step = f"table {table.name}"
         if ledger.is_done(step):
@@ -51,7 +60,7 @@ def copy_tables(
             copied = session.scalar(select(func.count()).select_from(table)) or 0
         for rows in _pages(source, table, _key(table, ledger.cursor(step))):
             with transaction(target) as session:
-                session.execute(table.insert(), rows)
+                session.execute(table.insert(), [reseal(table, row) for row in rows])
                 ledger.note(session, step, [_plain(v) for v in _key_of(table, rows[-1])])
             copied += len(rows)
             progress(step, copied, total)
@@ -77,14 +86,19 @@ class Sums:
         return f"{self.total:064x}"[:12]
 
 
-def sums(sessions: Sessions, progress: Callable[[str, int, int], None]) -> dict[str, Sums]:
-    """Of every table; leases count as given back."""
+def sums(
+    sessions: Sessions,
+    progress: Callable[[str, int, int], None],
+    *,
+    opened: Callable[[Table, Row], Row],
+) -> dict[str, Sums]:
+    """Of every table; leases count as given back, secrets as what they are in clear (`opened`)."""
     found: dict[str, Sums] = {}
     for table in Base.metadata.sorted_tables:
         found[table.name] = Sums()
         for rows in _pages(sessions, table, None):
             for row in rows:
-                found[table.name].add(row)
+                found[table.name].add(opened(table, row))
             progress("compare", found[table.name].rows, 0)
     return found
 

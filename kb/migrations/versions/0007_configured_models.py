@@ -63,9 +63,14 @@ def upgrade() -> None:
 def downgrade() -> None:
     """Back from this revision; the models are forgotten.
 
-    Signing keys that are sealed must be opened first, which `kb.migrations.downgrade` does when it
-    is given the keys: no older version reads sealed ones.
+    No older version reads sealed signing keys: `kb.sealing.open_all` opens them first.
     """
+    sealed = sa.text("SELECT count(*) FROM webhooks WHERE secret LIKE 'sealed:%'")
+    if count := op.get_bind().scalar(sealed):
+        raise RuntimeError(
+            f"{count} signing keys of webhooks are sealed, which older versions cannot read; open "
+            "them first: kb.sealing.open_all(sessions, keyring)"
+        )
     op.drop_table("configured_models")
     with op.batch_alter_table("webhooks") as table:
         table.alter_column(
