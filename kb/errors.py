@@ -8,6 +8,7 @@ KBError                         every public error: `code`, `message`, `status`
 │   ├── BadRequest      400     the body is not JSON
 │   ├── InvalidArchive  400     no archive of a dataset, of another version, cut off or damaged
 │   ├── NoFileUploaded, TooManyFiles, FilenameMissing, InvalidMetadata
+│   ├── BadSegments     400     new segments that are none; the body is `{"error"}`
 │   ├── InvalidAction   400     the document is not in a state for it, or there is no such action
 │   └── DocumentIndexing, DocumentFinished, ProviderNotInitialized
 ├── Conflict            409
@@ -145,6 +146,10 @@ class ProviderNotInitialized(InvalidParam):
     """The model that this needs is not configured."""
 
     code = "provider_not_initialize"
+
+
+class BadSegments(InvalidParam):
+    """What was sent as new segments are none; the body of this error is `{"error": message}`."""
 
 
 class Conflict(KBError):

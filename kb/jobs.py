@@ -31,6 +31,31 @@ def enqueue(session: Session, kind: JobKind, *, wait_s: float = 0.0, **payload: 
     session.add(Job(kind=kind, payload=payload, not_before=moment(wait_s)))
 
 
+def enqueue_own(session: Session, kind: JobKind, *, lease_s: float, **payload: Any) -> uuid.UUID:
+    """Write down a job that the caller does itself right after the commit; the job's id.
+
+    Should the caller die, others take it when the lease has run out. See `release_job`.
+    """
+    job = Job(
+        id=uuid.uuid4(),
+        kind=kind,
+        payload=payload,
+        not_before=moment(),
+        lease_owner="request",
+        lease_expires_at=moment(lease_s),
+    )
+    session.add(job)
+    return job.id
+
+
+def release_job(sessions: Sessions, job_id: uuid.UUID) -> None:
+    """Let others do the job, now."""
+    with transaction(sessions) as session:
+        session.execute(
+            update(Job).where(Job.id == job_id).values(lease_owner=None, lease_expires_at=None)
+        )
+
+
 def enqueue_delete(session: Session, kind: JobKind, *, again: bool, **payload: Any) -> None:
     """Write down that something is to be removed from the index or the files.
 

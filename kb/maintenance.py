@@ -13,7 +13,7 @@ from sqlalchemy import func, select, update
 from kb.datasets import delete_dataset
 from kb.db import exclusive, reading, transaction
 from kb.ingestion.embedding_cache import embed_cached
-from kb.ingestion.points import Embed, indexed_leaves, restore, unknown_ids
+from kb.ingestion.points import Embed, find_leaves, indexed_leaves, restore, unknown_ids
 from kb.jobs import ComeAgain, claim_job, enqueue, finish_job, postpone_job, retry_wait_s
 from kb.metrics import JOBS
 from kb.models import IMPORTS_ID, ChildChunk, Dataset, Job, JobKind, Segment
@@ -23,6 +23,7 @@ from kb.webhooks import deliver
 
 log = logging.getLogger("kb.maintenance")
 
+_ANY_VERSION = 2**31 - 1
 DRIFT = 1.5
 """A rebuild is due when the true average length is this many times the stored one, or 1/this."""
 
@@ -122,6 +123,31 @@ def write_points(resources: Resources, dataset_id: uuid.UUID, ids: list[uuid.UUI
     )
 
 
+def settle_points(resources: Resources, dataset_id: uuid.UUID, ids: list[uuid.UUID]) -> None:
+    """Make the index say of these segments and child chunks what SQL says; repeats safely.
+
+    A live text gets its point; what has none (a row that is gone, a parent) loses it. Any number
+    of processes may do it for the same ids: whoever writes or deletes looks again afterwards, so
+    the last one leaves what SQL says.
+    """
+    with reading(resources.sessions) as session:
+        dataset = session.get(Dataset, dataset_id)
+        space = space_of(dataset) if dataset else None
+    if space is None:
+        return
+    left = ids
+    while left:
+        write_points(resources, dataset_id, left)
+        with reading(resources.sessions) as session:
+            gone = sorted(set(left) - find_leaves(session, left).keys())
+        if not gone:
+            return
+        resources.index.delete(space, gone, up_to_version=_ANY_VERSION)
+        resources.index.flush(space)
+        with reading(resources.sessions) as session:
+            left = sorted(find_leaves(session, gone))
+
+
 def true_average(resources: Resources, dataset_id: uuid.UUID) -> float | None:
     """Terms per text of a dataset, at least 1; None: it has no texts."""
     with reading(resources.sessions) as session:
@@ -213,6 +239,11 @@ def abandon_import(resources: Resources, payload: dict[str, Any]) -> None:
             )
 
 
+def _settle(resources: Resources, payload: dict[str, Any]) -> None:
+    ids = [uuid.UUID(i) for i in payload["ids"]]
+    settle_points(resources, uuid.UUID(payload["dataset_id"]), ids)
+
+
 def _rebuild(resources: Resources, payload: dict[str, Any]) -> None:
     rebuild_dataset(resources, uuid.UUID(payload["dataset_id"]))
 
@@ -226,4 +257,5 @@ _DO = {
     JobKind.REBUILD_DATASET: _rebuild,
     JobKind.DELIVER_WEBHOOK: deliver,
     JobKind.ABANDON_IMPORT: abandon_import,
+    JobKind.SETTLE_POINTS: _settle,
 }

@@ -193,11 +193,12 @@ class PointHead:
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """A point and its score; higher is better."""
+    """A point and its score; higher is better. `text_hash` is that of the text it was made of."""
 
     id: UUID
     segment_id: UUID
     score: float
+    text_hash: str
 
 
 class SegmentIndex(Protocol):

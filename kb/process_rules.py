@@ -12,6 +12,7 @@ from kb.errors import InvalidParam
 from kb.models import DocForm, IndexingTechnique
 from pipelines.errors import NodeError
 from pipelines.nodes.chunk import MIN_CHUNK_CHARS, check_limits
+from pipelines.nodes.chunk.parent_child import ParentChildChunker
 
 AUTOMATIC_RULES: dict[str, Any] = {
     "pre_processing_rules": [
@@ -174,6 +175,19 @@ def graph_for(
             **cleaning,
         },
     )
+
+
+def children_of(
+    text: str, mode: str, rules: Mapping[str, Any] | None, *, max_chunk_chars: int
+) -> list[str]:
+    """The child chunks that a process rule makes of a parent's text.
+
+    Raises:
+        NodeError: as `graph_for`.
+    """
+    choice = _parent_child(mode, rules, max_chunk_chars)
+    named = {n: v for n, v in choice.parameters.items() if n.startswith("child_")}
+    return ParentChildChunker.model_validate(named).children_of(text)
 
 
 # What the contract's clients show as defaults: a hierarchical document may come with an

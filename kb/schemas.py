@@ -384,6 +384,46 @@ class DocumentIds(Lenient):
     document_ids: list[str]
 
 
+class SegmentIn(Lenient):
+    """A segment to be added; `answer` is asked of documents of questions and answers."""
+
+    content: str
+    answer: str | None = None
+    keywords: list[str] | None = None
+
+
+class SegmentsCreate(Lenient):
+    """POST .../segments."""
+
+    segments: list[SegmentIn]
+
+
+class SegmentPatch(Lenient):
+    """What is to be changed of a segment.
+
+    `enabled: false` on an enabled segment disables it, whatever else is sent. An empty `content`,
+    or an empty list of `keywords`, keeps what there is.
+    """
+
+    content: str | None = None
+    answer: str | None = None
+    keywords: list[str] | None = None
+    enabled: bool | None = None
+    regenerate_child_chunks: bool = False
+
+
+class SegmentUpdate(Lenient):
+    """POST .../segments/{segment_id}."""
+
+    segment: SegmentPatch
+
+
+class ChildIn(Lenient):
+    """The text of a child chunk."""
+
+    content: str
+
+
 class HitTesting(Lenient):
     """POST .../retrieve."""
 

@@ -352,6 +352,8 @@ class Limits(BaseModel):
     """How long a link to a document's file may be opened."""
     chunk_chars: int = Field(default=4000, ge=50)
     """Upper bound of `max_tokens` in a process rule."""
+    segments: int = Field(default=0, ge=0)
+    """Segments that one call may add; 0: any number."""
     archive_bytes: int = Field(default=20_000_000_000, gt=0)
     """Of an archive that is imported; so much room is needed in the data directory meanwhile."""
     archive_unpacked_bytes: int = Field(default=100_000_000_000, gt=0)

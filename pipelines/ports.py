@@ -27,9 +27,12 @@ class Embedder(Protocol):
         """Text beyond this many tokens does not influence the vector."""
         ...
 
-    def embed_documents(self, texts: Sequence[str]) -> Vectors:
+    def embed_documents(self, texts: Sequence[str], *, urgent: bool = False) -> Vectors:
         """float32[n, dim], L2-normalised, in the order of `texts`; n may be 0.
 
+        Args:
+            urgent: somebody waits for these few texts: they come ahead of other documents, and
+                are given up as soon as a query would be. The vectors are the same.
         Raises:
             TransientError: the model's server did not answer; safe to retry. Its `done` holds
                 what was embedded before.

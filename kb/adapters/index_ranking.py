@@ -32,7 +32,10 @@ def evened(found: Iterable[tuple[T, float]], *, cosine: bool) -> Iterator[tuple[
 
 
 def ranked(
-    limit: int, search: Callable[[int], Iterable[tuple[tuple[UUID, UUID], float]]], *, cosine: bool
+    limit: int,
+    search: Callable[[int], Iterable[tuple[tuple[UUID, UUID, str], float]]],
+    *,
+    cosine: bool,
 ) -> list[Scored]:
     """The `limit` best, equal scores by ascending id, also where the cut goes through a tie.
 
@@ -41,13 +44,14 @@ def ranked(
 
     Args:
         limit: > 0.
-        search: gives the n best as (id, segment id), score; fewer than n only if there are no more.
+        search: gives the n best as (id, segment id, text hash), score; fewer than n only if there
+            are no more.
     """
     asked = limit + _SPARE_HITS
     while True:
         hits = [
-            Scored(id, segment_id, score)
-            for (id, segment_id), score in evened(search(asked), cosine=cosine)
+            Scored(id, segment_id, score, text_hash)
+            for (id, segment_id, text_hash), score in evened(search(asked), cosine=cosine)
         ]
         hits.sort(key=lambda hit: (-hit.score, hit.id))
         if len(hits) < asked or hits[limit - 1].score > hits[-1].score:

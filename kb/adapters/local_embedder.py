@@ -118,11 +118,12 @@ class LocalEmbedder:
         """This embedder, if it fills the space of this name."""
         return self if name == self.id else None
 
-    def embed_documents(self, texts: Sequence[str]) -> Vectors:
+    def embed_documents(self, texts: Sequence[str], *, urgent: bool = False) -> Vectors:
         """float32[n, dim], C-contiguous, L2-normalised, in the order of `texts`; n may be 0.
 
         A text of any length costs no more than its first `max_tokens` tokens; an empty one has a
-        vector, too. Up to 1e-5, a text's vector does not depend on the others'.
+        vector, too. Up to 1e-5, a text's vector does not depend on the others'. Urgent ones are
+        computed in the caller's thread, ahead of other documents.
 
         Raises:
             TransientError: the embedder was closed.
@@ -131,7 +132,7 @@ class LocalEmbedder:
             raise TypeError("texts must be a sequence of strings, not one string")
         if not texts:
             return np.empty((0, self.dim), dtype=np.float32)
-        return self._loaded().embed_documents(texts)
+        return self._loaded().embed_documents(texts, urgent=urgent)
 
     def embed_query(self, text: str) -> Vector:
         """float32[dim], L2-normalised; computed in the caller's thread, ahead of documents.
@@ -224,7 +225,7 @@ class TorchBackend:
         row: Vector = self._embed([text], self._layout.query_prompt)[0]
         return row
 
-    def embed_documents(self, texts: Sequence[str]) -> Vectors:
+    def embed_documents(self, texts: Sequence[str], *, urgent: bool = False) -> Vectors:
         """float32[n, dim], L2-normalised, in the order of `texts`; n > 0."""
         prompt = self._layout.document_prompt
         order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))

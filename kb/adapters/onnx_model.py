@@ -85,9 +85,11 @@ class OnnxBackend:
         row: Vector = self._embed([np.array(encoding.ids, dtype=np.int64)])[0]
         return row
 
-    def embed_documents(self, texts: Sequence[str]) -> Vectors:
+    def embed_documents(self, texts: Sequence[str], *, urgent: bool = False) -> Vectors:
         """float32[n, dim], L2-normalised, in the order of `texts`; n > 0."""
         prompt = self._layout.document_prompt
+        if urgent:
+            return np.concatenate([self._embed(self.tokenize([text], prompt)) for text in texts])
         slices = [
             partial(self.tokenize, texts[i : i + _TEXTS_PER_TASK], prompt)
             for i in range(0, len(texts), _TEXTS_PER_TASK)

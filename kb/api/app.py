@@ -37,7 +37,7 @@ from kb.api import (
 )
 from kb.api.manual import write_manual
 from kb.api.observed import Observed
-from kb.errors import KBError, Unavailable
+from kb.errors import BadSegments, KBError, Unavailable
 from kb.metrics import ERRORS
 from kb.query_log import QueryLog
 from kb.resources import Resources
@@ -100,6 +100,7 @@ def create_app(
     for router in ROUTERS:
         app.include_router(router)
     app.add_exception_handler(KBError, _public_error)
+    app.add_exception_handler(BadSegments, _bad_segments)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(ClientDisconnect, _gone)
     app.add_exception_handler(TransientError, _provider_away)
@@ -132,6 +133,13 @@ def error_body(
 def _public_error(_request: Request, exc: Exception) -> JSONResponse:
     assert isinstance(exc, KBError)
     return error_body(exc.code, exc.message, exc.status)
+
+
+def _bad_segments(_request: Request, exc: Exception) -> JSONResponse:
+    """The contract's other shape, which one route has."""
+    assert isinstance(exc, BadSegments)
+    ERRORS.labels(exc.code).inc()
+    return JSONResponse({"error": exc.message}, exc.status)
 
 
 def _http_error(request: Request, exc: Exception) -> JSONResponse:

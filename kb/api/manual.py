@@ -10,6 +10,7 @@ from pydantic.json_schema import models_json_schema
 
 from kb.knowledge.schemas import KnowledgeRetrieval
 from kb.schemas import (
+    ChildIn,
     DatasetCreate,
     DatasetUpdate,
     DocumentByText,
@@ -19,6 +20,8 @@ from kb.schemas import (
     DocumentUpdateByText,
     ExternalRetrieval,
     HitTesting,
+    SegmentsCreate,
+    SegmentUpdate,
     TagBind,
     TagCreate,
     TagDelete,
@@ -48,6 +51,10 @@ BODIES: dict[tuple[str, str], type[BaseModel]] = {
     ("post", f"{_DATASET}/retrieve"): HitTesting,
     ("post", "/retrieval"): ExternalRetrieval,
     ("post", "/v1/knowledge-retrieval"): KnowledgeRetrieval,
+    ("post", f"{_DOCUMENT}/segments"): SegmentsCreate,
+    ("post", f"{_DOCUMENT}/segments/{{segment_id}}"): SegmentUpdate,
+    ("post", f"{_DOCUMENT}/segments/{{segment_id}}/child_chunks"): ChildIn,
+    ("patch", f"{_DOCUMENT}/segments/{{segment_id}}/child_chunks/{{child_chunk_id}}"): ChildIn,
     ("post", "/v1/webhooks"): WebhookCreate,
     ("patch", "/v1/webhooks/{webhook_id}"): WebhookUpdate,
 }
@@ -96,6 +103,8 @@ QUERIES: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
         "keyword": ("string", "part of the content"),
         "status": ("string", "waiting, indexing or completed; may be sent more than once"),
     },
+    ("get", f"{_DOCUMENT}/segments/{{segment_id}}/child_chunks"): _PAGE
+    | {"keyword": ("string", "part of the content")},
     ("post", f"{_DATASET}/retrieve"): {
         "explain": ("boolean", "say how each score came about"),
     },

@@ -288,7 +288,7 @@ def segment(row: Segment, children: list[ChildChunk]) -> Json:
     """The segment object of listings."""
     return _segment_core(row) | {
         "updated_at": epoch(row.updated_at),
-        "updated_by": None,
+        "updated_by": text(row.updated_by),
         "child_chunks": [child_chunk(c) for c in children],
         "attachments": [],
         "summary": None,

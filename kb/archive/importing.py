@@ -24,6 +24,7 @@ from kb.db import after_commit, exclusive, moment, now, reading, transaction
 from kb.errors import Conflict, DatasetNameDuplicate, InvalidParam
 from kb.ingestion.embedding_cache import embed_cached, remember_vectors, text_hash
 from kb.ingestion.points import Embed, Leaf, write_leaves
+from kb.ingestion.staging import counted
 from kb.maintenance import abandon_import
 from kb.models import (
     IMPORTS_ID,
@@ -43,7 +44,6 @@ from kb.models import (
 )
 from kb.ports import Queue, Space
 from kb.resources import Resources, space_of
-from kb.retrieval.analysis import analyse
 from kb.schemas import DatasetCreate
 from kb.tags import bind_names
 
@@ -422,7 +422,7 @@ class _Building:
             segments.append(
                 common
                 | record.model_dump(exclude={"type", "id"})
-                | _counted(record.content, record.answer)
+                | counted(record.content, record.answer)
                 | {
                     "id": own,
                     "has_children": record.id in parents,
@@ -433,7 +433,7 @@ class _Building:
         children: Rows = [
             common
             | child.model_dump(exclude={"type", "id", "segment_id", "made"})
-            | _counted(child.content, None)
+            | counted(child.content, None)
             | {
                 "id": ids.under(
                     child.segment_id, places[child.segment_id], child.id, text_hash(child.content)
@@ -553,14 +553,6 @@ class _Building:
 def _announce(resources: Resources, documents: Sequence[Any]) -> None:
     for row in documents:  # the sweeper announces what is left
         resources.jobs.index_document(row[0], row[1])
-
-
-def _counted(text: str, answer: str | None) -> dict[str, Any]:
-    return {
-        "text_hash": text_hash(text),
-        "word_count": len(text) + len(answer or ""),
-        "term_count": len(analyse(text)),
-    }
 
 
 def _documents(checked: Checked, shard: str) -> Iterator[_Parts]:

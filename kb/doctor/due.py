@@ -14,13 +14,15 @@ from kb.ports import PointHead
 
 @dataclass(frozen=True)
 class Due:
-    """What will be removed (points, documents, datasets, blob keys) or weighed anew (datasets)."""
+    """What will be removed (points, documents, datasets, blob keys), weighed anew (datasets), or
+    made what SQL says (`unsettled`: points)."""
 
     points: frozenset[str]
     documents: frozenset[str]
     datasets: frozenset[str]
     keys: frozenset[str]
     weights: frozenset[str]
+    unsettled: frozenset[str]
 
     def removes(self, head: PointHead) -> bool:
         """Whether a job will remove the point."""
@@ -47,4 +49,5 @@ def due_work(session: Session) -> Due:
         datasets=frozenset(p["dataset_id"] for p in of_kind[JobKind.DELETE_DATASET] + imports),
         keys=frozenset(key for p in of_kind[JobKind.DELETE_BLOBS] + imports for key in p["keys"]),
         weights=frozenset(p["dataset_id"] for p in weighing),
+        unsettled=frozenset(i for p in of_kind[JobKind.SETTLE_POINTS] for i in p["ids"]),
     )

@@ -232,7 +232,7 @@ def _second_look(
     found: dict[uuid.UUID, Verdict] = {}
     for point_id in ids:
         text, point = texts.get(point_id), points.get(point_id)
-        if before.get(point_id) != text:
+        if before.get(point_id) != text or str(point_id) in due.unsettled:
             continue
         seen = point if deep or point is None else point.head
         verdict = judge(text, seen, places, vectors)

@@ -43,7 +43,9 @@ def find_vectors(session: Session, model: str, hashes: Sequence[str]) -> dict[st
     return found
 
 
-def embed_cached(embedder: Embedder, texts: Sequence[str], sessions: Sessions) -> Vectors:
+def embed_cached(
+    embedder: Embedder, texts: Sequence[str], sessions: Sessions, *, urgent: bool = False
+) -> Vectors:
     """float32[n, dim] in the order of `texts`; only what is not cached goes to the model.
 
     New vectors are committed to the cache before this returns or raises, so that a crash right
@@ -55,18 +57,20 @@ def embed_cached(embedder: Embedder, texts: Sequence[str], sessions: Sessions) -
     missing = {h: t for h, t in zip(hashes, texts, strict=True) if h not in known}
     EMBEDDED_TEXTS.labels("cache").inc(len(texts) - len(missing))
     if missing:
-        known.update(_embed(embedder, missing, sessions))
+        known.update(_embed(embedder, missing, sessions, urgent=urgent))
     if not texts:
         return np.empty((0, embedder.dim), dtype=np.float32)
     return np.stack([known[h] for h in hashes])
 
 
-def _embed(embedder: Embedder, texts: dict[str, str], sessions: Sessions) -> dict[str, Vector]:
+def _embed(
+    embedder: Embedder, texts: dict[str, str], sessions: Sessions, *, urgent: bool
+) -> dict[str, Vector]:
     """Vectors by hash, of texts by hash; in the cache when this returns."""
     hashes = list(texts)
     try:
         with EMBEDDING_SECONDS.time(), span("embed batch", texts=len(texts)):
-            vectors = embedder.embed_documents(list(texts.values()))
+            vectors = embedder.embed_documents(list(texts.values()), urgent=urgent)
     except TransientError as exc:
         if exc.done:
             remember_vectors(sessions, embedder.id, {hashes[i]: row for i, row in exc.done.items()})

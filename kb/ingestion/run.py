@@ -227,8 +227,8 @@ class _CachedEmbedder:
         self.embed_query = self._inner.embed_query
         self.count_tokens = self._inner.count_tokens
 
-    def embed_documents(self, texts: Any) -> Any:
-        return embed_cached(self._inner, texts, self._sessions)
+    def embed_documents(self, texts: Any, *, urgent: bool = False) -> Any:
+        return embed_cached(self._inner, texts, self._sessions, urgent=urgent)
 
 
 def _after_chunking(graph: Graph) -> str:

@@ -24,7 +24,7 @@ Row = dict[str, Any]
 
 _ROWS = 500  # rows per INSERT and ids per IN
 _APPLIED_AT_SWITCH: dict[Table, tuple[str, ...]] = {
-    Segment: ("position", "start_offset", "end_offset", "origin"),
+    Segment: ("position", "start_offset", "end_offset", "origin", "has_children"),
     ChildChunk: ("position", "start_offset", "end_offset"),
 }
 
@@ -72,6 +72,15 @@ def rows_of(
     return Rows(segments, children)
 
 
+def counted(text: str, answer: str | None = None) -> Row:
+    """The columns that a text tells."""
+    return {
+        "text_hash": text_hash(text),
+        "word_count": len(text) + len(answer or ""),
+        "term_count": len(analyse(text)),
+    }
+
+
 def stable_id(parent: uuid.UUID, identity: str, seen: Counter[str]) -> uuid.UUID:
     """The id of the n-th chunk with this text under `parent`.
 
@@ -101,9 +110,7 @@ def _segment_row(segment_id: uuid.UUID, chunk: Chunk, claim: Claim, actor: uuid.
         "position": chunk.position,
         "content": chunk.text,
         "answer": chunk.answer,
-        "text_hash": text_hash(chunk.text),
-        "word_count": len(chunk.text) + len(chunk.answer or ""),
-        "term_count": len(analyse(chunk.text)),
+        **counted(chunk.text, chunk.answer),
         "tokens": 0,
         "start_offset": chunk.start,
         "end_offset": chunk.end,
@@ -129,9 +136,7 @@ def _child_row(
         "segment_id": segment_id,
         "position": position,
         "content": child.text,
-        "text_hash": text_hash(child.text),
-        "word_count": len(child.text),
-        "term_count": len(analyse(child.text)),
+        **counted(child.text),
         "start_offset": child.start,
         "end_offset": child.end,
         "type": "automatic",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 from uuid import UUID
 
@@ -17,19 +18,22 @@ from kb.retrieval.types import HitDocument
 _IDS = 500  # per statement
 
 
-def _answering(statement: Select[Any]) -> Select[Any]:
-    return statement.join(Document, Document.id == Segment.document_id).where(
+def _answering(statement: Any) -> Select[Any]:
+    answering: Select[Any] = statement.join(Document, Document.id == Segment.document_id).where(
         Segment.live, Segment.enabled, Document.enabled, Document.archived.is_(False)
     )
+    return answering
 
 
 # Built once: SQLAlchemy takes longer to build an IN of a hundred values than SQLite to answer it.
 _GIVEN: BindParameter[Any] = bindparam("ids", expanding=True)
 _LIVE_SEGMENTS = _answering(
-    select(Segment.id).where(Segment.id.in_(_GIVEN), Segment.has_children.is_(False))
+    select(Segment.id, Segment.text_hash).where(
+        Segment.id.in_(_GIVEN), Segment.has_children.is_(False)
+    )
 )
 _LIVE_CHILDREN = _answering(
-    select(ChildChunk.id)
+    select(ChildChunk.id, ChildChunk.text_hash)
     .join(Segment, Segment.id == ChildChunk.segment_id)
     .where(ChildChunk.id.in_(_GIVEN), ChildChunk.live)
 )
@@ -56,16 +60,23 @@ def hold_snapshot(session: Session) -> None:
 def live_points(session: Session, points: Iterable[Scored]) -> set[UUID]:
     """Which of these points stand for text that answers queries now.
 
+    A point that was made of another text than its row has is as good as deleted: the row was
+    edited, and its point is being written.
+
     Per 500, one statement for the points of segments and one for those of child chunks.
     """
     of_segments: set[UUID] = set()
     of_children: set[UUID] = set()
+    hashes: dict[UUID, str] = {}
     for point in points:
         (of_segments if point.id == point.segment_id else of_children).add(point.id)
+        hashes[point.id] = point.text_hash
     connection = session.connection()  # ids need no objects, which take the session as long again
-    live = {row[0] for row in _rows(connection, _LIVE_SEGMENTS, of_segments)}
-    live.update(row[0] for row in _rows(connection, _LIVE_CHILDREN, of_children))
-    return live
+    rows = chain(
+        _rows(connection, _LIVE_SEGMENTS, of_segments),
+        _rows(connection, _LIVE_CHILDREN, of_children),
+    )
+    return {id for id, text_hash in rows if hashes[id] == text_hash}
 
 
 @dataclass(frozen=True, slots=True)

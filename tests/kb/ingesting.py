@@ -77,7 +77,7 @@ class WordsEmbedder:
         self.texts: list[str] = []
         self.before: Callable[[Sequence[str]], None] = lambda texts: None
 
-    def embed_documents(self, texts: Sequence[str]) -> Vectors:
+    def embed_documents(self, texts: Sequence[str], *, urgent: bool = False) -> Vectors:
         self.before(texts)
         self.texts += texts
         return np.stack([self.embed_query(text) for text in texts])

@@ -55,7 +55,7 @@ class TinyEmbedder:
         self.queries.append(text)
         return direction(text)
 
-    def embed_documents(self, texts: Sequence[str]) -> Vectors:
+    def embed_documents(self, texts: Sequence[str], *, urgent: bool = False) -> Vectors:
         """float32[n, dim] of unit length."""
         return np.array([direction(text) for text in texts], dtype=np.float32).reshape(-1, DIM)
 

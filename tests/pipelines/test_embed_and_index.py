@@ -32,7 +32,7 @@ class LengthEmbedder:
     def __init__(self) -> None:
         self.embedded: list[str] = []
 
-    def embed_documents(self, texts: Sequence[str]) -> Vectors:
+    def embed_documents(self, texts: Sequence[str], *, urgent: bool = False) -> Vectors:
         self.embedded += texts
         return np.array([[len(text)] for text in texts], np.float32)
 
@@ -127,7 +127,7 @@ def test_what_is_missing_is_said(
 
 def test_a_model_that_is_away_makes_the_run_safe_to_retry() -> None:
     class Away(LengthEmbedder):
-        def embed_documents(self, texts: Sequence[str]) -> Vectors:
+        def embed_documents(self, texts: Sequence[str], *, urgent: bool = False) -> Vectors:
             raise TransientError("the model's server is away")
 
     with pytest.raises(TransientError) as caught:

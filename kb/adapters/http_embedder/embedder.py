@@ -179,8 +179,10 @@ class HttpEmbedder(ABC):
 
     # -- vectors
 
-    def embed_documents(self, texts: Sequence[str]) -> Vectors:
+    def embed_documents(self, texts: Sequence[str], *, urgent: bool = False) -> Vectors:
         """float32[n, dim], C-contiguous, L2-normalised, in the order of `texts`; n may be 0.
+
+        Urgent ones are asked for as a query is: at once, and given up after `query_timeout_s`.
 
         Raises:
             TransientError: the server did not answer for a while, or the embedder was closed.
@@ -192,10 +194,12 @@ class HttpEmbedder(ABC):
             raise TypeError("texts must be a sequence of strings, not one string")
         if not texts:
             return np.empty((0, self.dim), dtype=np.float32)
-        patience = self._endpoint.for_documents
+        patience = self._endpoint.for_queries if urgent else self._endpoint.for_documents
         prefix = self._options.document_prefix or ""
         sent = [self._sendable(prefix + text, patience) for text in texts]
         batches = _packed(sent, self._most_texts(patience), self._options.request_chars)
+        if urgent:  # in this thread: the others are busy with documents
+            return np.concatenate([self._embed([sent[i] for i in b], patience) for b in batches])
         results, error = self._endpoint.together(
             [partial(self._embed, [sent[i] for i in batch], patience) for batch in batches]
         )

@@ -230,7 +230,7 @@ class QdrantEdgeIndex:
             shard.index_slots(slots_of(where))
         wanted = dataset_filter(dataset_id, documents, where)
 
-        def search(count: int) -> Iterator[tuple[tuple[UUID, UUID], float]]:
+        def search(count: int) -> Iterator[tuple[tuple[UUID, UUID, str], float]]:
             with answers("query"):
                 found = shard.engine.query(
                     edge.QueryRequest(
@@ -238,12 +238,13 @@ class QdrantEdgeIndex:
                         query=query,
                         filter=wanted,
                         params=params,
-                        with_payload=["segment_id"],
+                        with_payload=["segment_id", "text_hash"],
                     )
                 )
             for point in found:
-                segment_id = UUID((point.payload or {})["segment_id"])
-                yield (uuid_of(point.id), segment_id), point.score
+                payload = point.payload or {}
+                parts = uuid_of(point.id), UUID(payload["segment_id"]), payload["text_hash"]
+                yield parts, point.score
 
         return ranked(limit, search, cosine=params is DENSE_PARAMS)
 

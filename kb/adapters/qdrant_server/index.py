@@ -234,10 +234,13 @@ class QdrantServerIndex:
             self._spaces.ask(space, lambda name: self._spaces.index_slots(name, slots))
         wanted = dataset_filter(dataset_id, documents, where)
 
-        def search(count: int) -> Iterator[tuple[tuple[UUID, UUID], float]]:
-            for point in self._query(space, query, params, wanted, count, payload=["segment_id"]):
-                segment_id = UUID((point.payload or {})["segment_id"])
-                yield (UUID(str(point.id)), segment_id), point.score
+        payload = ["segment_id", "text_hash"]
+
+        def search(count: int) -> Iterator[tuple[tuple[UUID, UUID, str], float]]:
+            for point in self._query(space, query, params, wanted, count, payload=payload):
+                held = point.payload or {}
+                parts = UUID(str(point.id)), UUID(held["segment_id"]), held["text_hash"]
+                yield parts, point.score
 
         return ranked(limit, search, cosine=isinstance(query, list))
 

@@ -89,6 +89,10 @@ class ParentChildChunker(Node[ParsedDocument, Chunked]):
             warnings += ("the text is a full stop only; no chunk is left of it",)
         return Chunked(chunks, value.extracted_text, warnings)
 
+    def children_of(self, text: str) -> list[str]:
+        """The children of a parent that somebody wrote, in order; empty: it is embedded itself."""
+        return [child.text for child in self._children(ParsedDocument(text), 0, len(text))]
+
     def _paragraphs(self, document: ParsedDocument) -> Iterator[Span]:
         separator = decode_separator(self.separator)
         for start, end in document.sections():

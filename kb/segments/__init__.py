@@ -1,0 +1,39 @@
+"""Segments: list them, and edit them and their child chunks by hand."""
+
+from kb.segments.editing import (
+    NewSegment,
+    SegmentChange,
+    add_child,
+    add_segments,
+    change_child,
+    change_segment,
+    check_open,
+    delete_child,
+    delete_segment,
+)
+from kb.segments.listing import (
+    children_of,
+    get_child,
+    get_segment,
+    list_children,
+    list_segments,
+)
+from kb.segments.place import Place
+
+__all__ = [
+    "NewSegment",
+    "Place",
+    "SegmentChange",
+    "add_child",
+    "add_segments",
+    "change_child",
+    "change_segment",
+    "check_open",
+    "children_of",
+    "delete_child",
+    "delete_segment",
+    "get_child",
+    "get_segment",
+    "list_children",
+    "list_segments",
+]

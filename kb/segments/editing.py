@@ -1,0 +1,438 @@
+"""Edits by hand: add, change and delete segments and child chunks. Each is in force on return."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from sqlalchemy import delete, func, select
+from sqlalchemy.orm import Session
+
+from kb.db import moment, now
+from kb.errors import InvalidParam, NotFound, Unavailable
+from kb.ingestion.staging import counted
+from kb.models import (
+    ChildChunk,
+    DocForm,
+    Document,
+    IndexingStatus,
+    ProcessRule,
+    Segment,
+    SegmentStatus,
+)
+from kb.process_rules import AUTOMATIC_RULES, children_of
+from kb.segments.listing import get_child, get_segment
+from kb.segments.place import Edit, Place
+from pipelines.errors import NodeError
+
+Split = Callable[[str], list[str]]
+"""The child chunks of a parent's text; empty in a document without any."""
+
+AUTOMATIC, CUSTOMIZED = "automatic", "customized"
+
+
+@dataclass(frozen=True)
+class NewSegment:
+    """A segment to be added; `answer` counts in documents of questions and answers only."""
+
+    content: str
+    answer: str | None = None
+    keywords: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class SegmentChange:
+    """What is to be changed of a segment; None (and no keywords): as it is.
+
+    Attributes:
+        sets_answer: `answer` counts, None too; in documents of questions and answers only.
+        enabled: False on an enabled segment disables it, and nothing else is changed.
+        regenerate: make the child chunks anew from the content.
+    """
+
+    content: str | None = None
+    answer: str | None = None
+    sets_answer: bool = False
+    keywords: tuple[str, ...] = ()
+    enabled: bool | None = None
+    regenerate: bool = False
+
+
+# -- segments
+
+
+def add_segments(place: Place, items: Sequence[NewSegment]) -> list[uuid.UUID]:
+    """Append segments to a completed document; all of them or none. Their ids, in order.
+
+    Raises:
+        NotFound: the document is not completed, or is disabled.
+        InvalidParam: an answer is missing in a document of questions and answers.
+        TransientError, StoreUnavailable, ProviderNotInitialized: nothing was added.
+    """
+    with place.reading() as session:
+        _, document = place.find(session)
+        check_open(document)
+        if document.doc_form is DocForm.QA:
+            _check_answers(items)
+        split = _splitter(session, document, place)
+    children = [split(item.content) for item in items]
+    indexed = [
+        text for item, own in zip(items, children, strict=True) for text in own or [item.content]
+    ]
+    tokens = place.prepare(indexed, [item.content for item in items])
+    added: list[uuid.UUID] = []
+    try:
+        place.change(tokens, partial(_add, items, children, added))
+    except Unavailable:
+        _take_back(place, added)
+        raise
+    return added
+
+
+def _add(
+    items: Sequence[NewSegment],
+    children: Sequence[list[str]],
+    added: list[uuid.UUID],
+    edit: Edit,
+) -> None:
+    check_open(edit.document)
+    added.clear()
+    last = edit.session.scalar(
+        select(func.max(Segment.position)).where(
+            Segment.document_id == edit.document.id, Segment.live
+        )
+    )
+    for position, (item, texts) in enumerate(zip(items, children, strict=True), (last or 0) + 1):
+        row = Segment(
+            id=uuid.uuid4(),
+            position=position,
+            has_children=bool(texts),
+            status=SegmentStatus.COMPLETED,
+            keywords=list(item.keywords) or None,
+            indexing_at=moment(),
+            start_offset=0,
+            end_offset=0,
+            **_common(edit),
+        )
+        _set_text(edit, row, item.content, item.answer)
+        edit.session.add(row)
+        edit.session.flush()
+        added.append(row.id)
+        edit.unsettled.append(row.id)
+        _add_children(edit, row, texts, AUTOMATIC)
+
+
+def _take_back(place: Place, added: Sequence[uuid.UUID]) -> None:
+    """Remove what could not be indexed, so that the call may be made again."""
+
+    def remove(edit: Edit) -> None:
+        for segment_id in added:
+            row = edit.session.get(Segment, segment_id)
+            if row is not None:
+                _remove_segment(edit, row)
+
+    if added:
+        place.change({}, remove)
+
+
+def change_segment(place: Place, segment_id: uuid.UUID, asked: SegmentChange) -> None:
+    """Change a segment; see `SegmentChange`.
+
+    Raises:
+        NotFound: it is not in this document.
+        InvalidParam: it is being indexed, or disabled.
+        TransientError, StoreUnavailable, ProviderNotInitialized: nothing was changed.
+    """
+    with place.reading() as session:
+        _, document = place.find(session)
+        row = get_segment(session, document, segment_id)
+        _check_changeable(row, asked)
+        split = _splitter(session, document, place)
+        new = _new_content(row, asked)
+        content = row.content if new is None else new
+        was_parent = row.has_children
+    if asked.enabled is False and row.enabled:
+        place.change({}, partial(_disable, segment_id))
+        return
+    texts = split(content) if asked.regenerate else []
+    indexed = texts or ([content] if asked.regenerate or not was_parent else [])
+    tokens = place.prepare(indexed, [content])
+    place.change(tokens, partial(_change, segment_id, asked, split))
+
+
+def _check_changeable(row: Segment, asked: SegmentChange) -> None:
+    if not row.live:
+        raise InvalidParam(
+            f"segment {str(row.id)!r} is being indexed; change it when its document is completed"
+        )
+    if not row.enabled and asked.enabled is not True:
+        raise InvalidParam(
+            f"segment {str(row.id)!r} is disabled; send enabled: true with the change"
+        )
+
+
+def _new_content(row: Segment, asked: SegmentChange) -> str | None:
+    if asked.content is None or not asked.content.strip() or asked.content == row.content:
+        return None
+    return asked.content
+
+
+def _disable(segment_id: uuid.UUID, edit: Edit) -> None:
+    row = get_segment(edit.session, edit.document, segment_id)
+    row.enabled, row.disabled_at, row.disabled_by = False, now(), edit.actor
+
+
+def _change(segment_id: uuid.UUID, asked: SegmentChange, split: Split, edit: Edit) -> None:
+    row = get_segment(edit.session, edit.document, segment_id)
+    _check_changeable(row, asked)
+    content = _new_content(row, asked)
+    if asked.enabled or content is not None:
+        row.enabled, row.disabled_at, row.disabled_by = True, None, None
+    answer = asked.answer if asked.sets_answer else row.answer
+    if content is not None or answer != row.answer:
+        edit.unsettled.append(row.id)
+        _set_text(edit, row, row.content if content is None else content, answer)
+    if asked.keywords:
+        row.keywords = list(asked.keywords)
+    row.updated_at, row.updated_by = now(), edit.actor
+    if asked.regenerate and edit.document.doc_form is DocForm.HIERARCHICAL:
+        _remove_children(edit, row)
+        _add_children(edit, row, split(row.content), AUTOMATIC)
+        _refresh_parent(edit, row)
+
+
+def delete_segment(place: Place, segment_id: uuid.UUID) -> None:
+    """Delete a segment with its child chunks.
+
+    Raises:
+        NotFound: it is not in this document.
+        InvalidParam: it is being indexed.
+    """
+
+    def remove(edit: Edit) -> None:
+        row = get_segment(edit.session, edit.document, segment_id)
+        if not row.live:
+            raise InvalidParam(
+                f"segment {str(row.id)!r} is being indexed; delete it when its document is "
+                "completed"
+            )
+        _remove_segment(edit, row)
+
+    place.change({}, remove)
+
+
+def _remove_segment(edit: Edit, row: Segment) -> None:
+    _remove_children(edit, row)
+    edit.removed.append(row.id)
+    edit.session.delete(row)
+    edit.session.flush()
+
+
+# -- child chunks
+
+
+def add_child(place: Place, segment_id: uuid.UUID, content: str) -> uuid.UUID:
+    """Append a child chunk to a segment of a hierarchical document; its id.
+
+    Raises:
+        NotFound: there is no such segment.
+        InvalidParam: the document has no child chunks, or the segment is being indexed.
+        TransientError, StoreUnavailable, ProviderNotInitialized: nothing was changed.
+    """
+    with place.reading() as session:
+        _, document = place.find(session)
+        get_segment(session, document, segment_id)
+        _check_hierarchical(document)
+    place.prepare([content], [])
+
+    def add(edit: Edit) -> uuid.UUID:
+        row = _live_segment(edit, segment_id)
+        (child,) = _add_children(edit, row, [content], CUSTOMIZED)
+        _refresh_parent(edit, row)
+        return child
+
+    return place.change({}, add)
+
+
+def change_child(place: Place, segment_id: uuid.UUID, child_id: uuid.UUID, content: str) -> None:
+    """Give a child chunk another text.
+
+    Raises:
+        NotFound: there is no such child chunk.
+        InvalidParam: it is being indexed.
+        TransientError, StoreUnavailable, ProviderNotInitialized: nothing was changed.
+    """
+    with place.reading() as session:
+        _, document = place.find(session)
+        get_child(session, document, get_segment(session, document, segment_id), child_id)
+    place.prepare([content], [])
+
+    def change(edit: Edit) -> None:
+        row = _live_segment(edit, segment_id)
+        child = get_child(edit.session, edit.document, row, child_id)
+        child.content = content
+        _set_counted(child, content)
+        child.type, child.updated_at = CUSTOMIZED, now()
+        edit.unsettled.append(child.id)
+
+    place.change({}, change)
+
+
+def delete_child(place: Place, segment_id: uuid.UUID, child_id: uuid.UUID) -> None:
+    """Delete a child chunk; a segment without any is found by its own text.
+
+    Raises:
+        NotFound: there is no such child chunk.
+        InvalidParam: it is being indexed.
+        TransientError, StoreUnavailable, ProviderNotInitialized: nothing was changed.
+    """
+    with place.reading() as session:
+        _, document = place.find(session)
+        segment = get_segment(session, document, segment_id)
+        get_child(session, document, segment, child_id)
+        left = session.scalar(
+            select(func.count()).where(ChildChunk.segment_id == segment_id, ChildChunk.live)
+        )
+    if left == 1:
+        place.prepare([segment.content], [])
+
+    def remove(edit: Edit) -> None:
+        row = _live_segment(edit, segment_id)
+        child = get_child(edit.session, edit.document, row, child_id)
+        edit.removed.append(child.id)
+        edit.session.delete(child)
+        _refresh_parent(edit, row)
+
+    place.change({}, remove)
+
+
+# -- rows
+
+
+def check_open(document: Document) -> None:
+    """Only a document that answers and is not being worked on takes new segments.
+
+    Raises:
+        NotFound: it is another one.
+    """
+    if document.indexing_status is not IndexingStatus.COMPLETED or not document.enabled:
+        state = document.indexing_status.value if document.enabled else "disabled"
+        raise NotFound("completed and enabled document", f"{document.name} ({state})")
+
+
+def _check_answers(items: Sequence[NewSegment]) -> None:
+    for number, item in enumerate(items):
+        if not (item.answer or "").strip():
+            raise InvalidParam(
+                f"segments.{number}.answer is missing; segments of a document of questions and "
+                "answers (qa_model) have both content and answer"
+            )
+
+
+def _check_hierarchical(document: Document) -> None:
+    if document.doc_form is not DocForm.HIERARCHICAL:
+        raise InvalidParam(
+            f"document {document.name!r} is {document.doc_form.value!r}; only the segments of a "
+            "'hierarchical_model' document have child chunks"
+        )
+
+
+def _live_segment(edit: Edit, segment_id: uuid.UUID) -> Segment:
+    row = get_segment(edit.session, edit.document, segment_id)
+    if not row.live:
+        raise InvalidParam(
+            f"segment {str(row.id)!r} is being indexed; change it when its document is completed"
+        )
+    return row
+
+
+def _splitter(session: Session, document: Document, place: Place) -> Split:
+    """How a parent's text is cut by the document's rule."""
+    if document.doc_form is not DocForm.HIERARCHICAL:
+        return lambda text: []
+    rule = session.get(ProcessRule, document.process_rule_id) if document.process_rule_id else None
+    mode, rules = (rule.mode, rule.rules) if rule else ("automatic", AUTOMATIC_RULES)
+    most = place.resources.settings.limits.chunk_chars
+
+    def split(text: str) -> list[str]:
+        try:
+            return children_of(text, mode, rules, max_chunk_chars=most)
+        except NodeError as exc:
+            raise InvalidParam(f"the document's process rule cannot be used: {exc}") from exc
+
+    return split
+
+
+def _common(edit: Edit) -> dict[str, object]:
+    return {
+        "dataset_id": edit.dataset.id,
+        "document_id": edit.document.id,
+        "live": True,
+        "indexed_at": moment(),
+        "created_by": edit.actor,
+    }
+
+
+def _set_counted(row: Segment | ChildChunk, content: str, answer: str | None = None) -> None:
+    for name, value in counted(content, answer).items():
+        setattr(row, name, value)
+
+
+def _set_text(edit: Edit, row: Segment, content: str, answer: str | None) -> None:
+    row.content = content
+    row.answer = answer if edit.document.doc_form is DocForm.QA else None
+    row.tokens = edit.tokens.get(content, row.tokens or 0)
+    _set_counted(row, content, row.answer)
+
+
+def _add_children(edit: Edit, parent: Segment, texts: Sequence[str], made: str) -> list[uuid.UUID]:
+    last = edit.session.scalar(
+        select(func.max(ChildChunk.position)).where(
+            ChildChunk.segment_id == parent.id, ChildChunk.live
+        )
+    )
+    added = []
+    for position, text in enumerate(texts, (last or 0) + 1):
+        row = ChildChunk(
+            id=uuid.uuid4(),
+            segment_id=parent.id,
+            position=position,
+            content=text,
+            type=made,
+            start_offset=0,
+            end_offset=0,
+            # It stays with its parent when a version in preparation goes live.
+            staged_version=parent.staged_version,
+            **_common(edit),
+        )
+        _set_counted(row, text)
+        edit.session.add(row)
+        added.append(row.id)
+    edit.unsettled += added
+    return added
+
+
+def _remove_children(edit: Edit, parent: Segment) -> None:
+    """All of them, those of a version in preparation too."""
+    ids = edit.session.scalars(
+        select(ChildChunk.id).where(ChildChunk.segment_id == parent.id)
+    ).all()
+    edit.session.execute(delete(ChildChunk).where(ChildChunk.segment_id == parent.id))
+    edit.removed += ids
+
+
+def _refresh_parent(edit: Edit, parent: Segment) -> None:
+    """A segment has a point exactly when it has no child chunk."""
+    edit.session.flush()
+    rows = edit.session.execute(
+        select(ChildChunk.live, ChildChunk.staged_version).where(ChildChunk.segment_id == parent.id)
+    ).all()
+    has_children = any(row.live for row in rows)
+    if has_children != parent.has_children:
+        parent.has_children = has_children
+        edit.unsettled.append(parent.id)
+    if parent.staged is not None:
+        staged = any(row.staged_version == parent.staged_version for row in rows)
+        parent.staged = {**parent.staged, "has_children": staged}
