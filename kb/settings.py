@@ -29,6 +29,9 @@ class Embedding(BaseModel):
     """Local: texts of similar length that are embedded together by one thread."""
     niceness: int = Field(default=10, ge=0, le=19)
     """Added to the embedding threads' niceness, so that queries come first."""
+    int8_queries: bool = True
+    """Local: embed queries with weights of 8 bits, in half the time and 59 MB more memory; the
+    cosine to what float32 gives is 0.999, nDCG the same. Documents are embedded in float32."""
     url: str | None = Field(default=None, pattern=r"^https?://[^\s/]")
     """Server: `https://HOST/v1` (OpenAI), `http://HOST:PORT` (TEI), or all of an address that ends
     in `/embeddings`, query included (Azure); None: OpenAI's own, https://api.openai.com/v1."""

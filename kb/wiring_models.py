@@ -35,6 +35,7 @@ def open_embedder(settings: Settings) -> LocalEmbedder | HttpEmbedder:
         threads=options.threads,
         batch_size=options.batch_size,
         niceness=options.niceness,
+        int8_queries=options.int8_queries,
     )
 
 
@@ -73,6 +74,7 @@ def _embedder(settings: Settings, record: ModelRecord, api_key: str | None) -> S
             threads=options.threads or settings.embedding.threads,
             batch_size=options.batch_size,
             niceness=settings.embedding.niceness,
+            int8_queries=settings.embedding.int8_queries,
         )
     from kb.adapters.http_embedder import http_embedder
 

@@ -57,6 +57,8 @@ class LocalEmbedder:
         niceness: by how much the threads that embed documents lower their priority, 0-19.
         space_id: `id` instead of the one made of the model's name and content, `[a-z0-9_-]`, at
             most 100 characters.
+        int8_queries: embed queries with weights of 8 bits where the model allows it: in half the
+            time, at a cosine of 0.999 to what float32 gives.
     Raises:
         ProviderNotInitialized: the directory holds no such model, or the packaged one is missing.
         ValueError: another argument is out of its range.
@@ -71,6 +73,7 @@ class LocalEmbedder:
         batch_size: int = 8,
         niceness: int = 10,
         space_id: str | None = None,
+        int8_queries: bool = True,
     ) -> None:
         threads = _cores() if threads is None else threads
         if threads < 1 or batch_size < 1 or not 0 <= niceness <= 19:
@@ -89,7 +92,7 @@ class LocalEmbedder:
         )
         self._cache_dir = cache_dir
         self._threads, self._batch_size, self._niceness = threads, batch_size, niceness
-        self._space_id = space_id
+        self._space_id, self._int8_queries = space_id, int8_queries
         self._lock = threading.Lock()
         self._backend: OnnxBackend | TorchBackend | None = None
         self._closed = False
@@ -180,6 +183,7 @@ class LocalEmbedder:
                     threads=self._threads,
                     batch_size=self._batch_size,
                     niceness=self._niceness,
+                    int8_queries=self._int8_queries,
                 )
             except OnnxUnusable:
                 shutil.rmtree(directory, ignore_errors=True)  # the next process exports anew

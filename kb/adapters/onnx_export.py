@@ -27,18 +27,23 @@ from kb.adapters.model_layout import (
     read_layout,
 )
 from kb.adapters.onnx_model import (
+    MODEL_FILE,
+    QUERY_FILE,
     TOKENIZER_FILE,
     OnnxBackend,
     OnnxUnusable,
     normalised,
 )
+from pipelines.types import Vectors
 
 logger = logging.getLogger("kb.embedding")
 
 MANIFEST = "export.json"
-FORMAT = 1
-"""Exports of another format are made anew."""
+FORMAT = 2
+"""Exports of another format are made anew, beside them: an older version of kb may still run."""
 MIN_COSINE = 0.999
+MIN_QUERY_COSINE = 0.998
+"""Of the faster form of the model; a model that does not reach it does without."""
 CHILD = (sys.executable, "-P", "-W", "ignore", "-m", "kb.adapters.onnx_export")
 
 _PROBES = (
@@ -68,7 +73,7 @@ def exported(
     Raises:
         OnnxUnusable: the model cannot be exported, or not faithfully; the message says why.
     """
-    target = cache_dir / f"{layout.name}-{content_hash(layout)[:16]}"
+    target = cache_dir / f"{layout.name}-{content_hash(layout)[:16]}-v{FORMAT}"
     if is_finished(target):
         return target
     try:
@@ -147,7 +152,8 @@ def _discard_leftovers(target: Path) -> None:
 
 
 def export(source: Path, target: Path) -> None:
-    """Write `model.onnx`, `tokenizer.json` and the manifest, all on disk when it returns.
+    """Write `model.onnx`, `tokenizer.json` and the manifest, all on disk when it returns; and
+    `query.onnx`, if queries by it come close enough.
 
     Raises:
         OnnxUnusable: what ONNX Runtime computes is not what torch computes.
@@ -173,7 +179,20 @@ def export(source: Path, target: Path) -> None:
     del onnx
     reference = SentenceTransformer(str(source), device="cpu", local_files_only=True)
     verify(layout, target, reference)
-    write_manifest(target)
+    write_manifest(target, queries=_add_query_model(layout, target, reference))
+
+
+def _add_query_model(layout: ModelLayout, target: Path, reference: Any) -> str:
+    """What queries are embedded by, for the manifest."""
+    from kb.adapters.onnx_queries import write_query_model
+
+    try:
+        write_query_model(target / MODEL_FILE, target / QUERY_FILE)
+        _verify_queries(layout, target, reference)
+    except Exception as exc:  # noqa: BLE001 - a graph can fail in any way; it serves without
+        (target / QUERY_FILE).unlink(missing_ok=True)
+        return f"{MODEL_FILE}, because: {exc}"
+    return QUERY_FILE
 
 
 def verify(layout: ModelLayout, target: Path, reference: Any) -> None:
@@ -189,29 +208,46 @@ def verify(layout: ModelLayout, target: Path, reference: Any) -> None:
             f"read a limit of {layout.max_tokens} tokens from the model's files, "
             f"sentence-transformers of {reference.max_seq_length}"
         )
-    served = OnnxBackend(target, layout, threads=1, batch_size=2, niceness=0)
-    pairs = [
-        (served.embed_documents(_PROBES), layout.document_prompt),
-        (np.stack([served.embed_query(text) for text in _PROBES]), layout.query_prompt),
-    ]
-    for vectors, prompt in pairs:
-        wanted = normalised(reference.encode(list(_PROBES), prompt=prompt))
-        worst = min(float(a @ b) for a, b in zip(wanted, vectors, strict=True))
-        if not worst > MIN_COSINE:
-            raise OnnxUnusable(
-                f"the exported model is not faithful: cosine {worst:.4f} to torch's vectors, "
-                f"needs more than {MIN_COSINE}"
-            )
+    served = OnnxBackend(target, layout, threads=1, batch_size=2, niceness=0, int8_queries=False)
+    documents = served.embed_documents(_PROBES)
+    queries = np.stack([served.embed_query(text) for text in _PROBES])
     served.close()
+    _compare(documents, reference, _PROBES, layout.document_prompt, MIN_COSINE)
+    _compare(queries, reference, _PROBES, layout.query_prompt, MIN_COSINE)
 
 
-def write_manifest(target: Path) -> None:
-    """Say what an export is made of; from then on it is a finished one, all of it on disk."""
+def _verify_queries(layout: ModelLayout, target: Path, reference: Any) -> None:
+    probes = [probe for probe in _PROBES if probe]  # nobody asks nothing
+    served = OnnxBackend(target, layout, threads=1, batch_size=1, niceness=0)
+    queries = np.stack([served.embed_query(text) for text in probes])
+    served.close()
+    _compare(queries, reference, probes, layout.query_prompt, MIN_QUERY_COSINE)
+
+
+def _compare(
+    vectors: Vectors, reference: Any, texts: Sequence[str], prompt: str, least: float
+) -> None:
+    wanted = normalised(reference.encode(list(texts), prompt=prompt))
+    worst = min(float(a @ b) for a, b in zip(wanted, vectors, strict=True))
+    if not worst > least:
+        raise OnnxUnusable(
+            f"the exported model is not faithful: cosine {worst:.4f} to torch's vectors, "
+            f"needs more than {least}"
+        )
+
+
+def write_manifest(target: Path, **told: str) -> None:
+    """Say what an export is made of; from then on it is a finished one, all of it on disk.
+
+    Args:
+        told: what else the manifest says.
+    """
     from importlib.metadata import version
 
     packages = ("torch", "sentence-transformers", "optimum-onnx", "onnxruntime")
     manifest = {
         "format": FORMAT,
+        **told,
         "made_with": {name: version(name) for name in packages},
         "files": {file.name: file.stat().st_size for file in sorted(target.iterdir())},
     }

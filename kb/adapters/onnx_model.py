@@ -25,6 +25,8 @@ Ids = NDArray[np.int64]
 T = TypeVar("T")
 
 MODEL_FILE = "model.onnx"
+QUERY_FILE = "query.onnx"
+"""The model in the form that is faster for queries; not every model has one."""
 TOKENIZER_FILE = "tokenizer.json"
 
 _CHARS_PER_TOKEN = 32
@@ -43,21 +45,31 @@ class OnnxBackend:
     for a pool of threads of lower priority, so that a query never waits behind them.
 
     Args:
-        directory: holds `model.onnx` and `tokenizer.json`.
+        directory: holds `model.onnx`, `tokenizer.json` and perhaps `query.onnx`.
         threads: mini-batches that run at once, each on one core.
         batch_size: most texts per mini-batch.
         niceness: added to the pool's threads' niceness, 0-19; Linux only.
+        int8_queries: use `query.onnx` if it is there.
     Raises:
         OnnxUnusable: the files cannot be loaded or ask for inputs that we do not make.
     """
 
     def __init__(
-        self, directory: Path, layout: ModelLayout, *, threads: int, batch_size: int, niceness: int
+        self,
+        directory: Path,
+        layout: ModelLayout,
+        *,
+        threads: int,
+        batch_size: int,
+        niceness: int,
+        int8_queries: bool = True,
     ) -> None:
         # Its own threads would tokenise documents at normal priority, in the way of queries.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         self._layout = layout
-        self._session = open_session(directory / MODEL_FILE)
+        self._session = self._query_session = open_session(directory / MODEL_FILE)
+        if int8_queries and (directory / QUERY_FILE).exists():
+            self._query_session = open_session(directory / QUERY_FILE)
         self._inputs = {value.name for value in self._session.get_inputs()}
         if extra := self._inputs - {"input_ids", "attention_mask", "token_type_ids"}:
             raise OnnxUnusable(f"the exported model wants the inputs {', '.join(sorted(extra))}")
@@ -82,14 +94,17 @@ class OnnxBackend:
         # Not `encode_batch_fast`: that lets go of the interpreter lock, and may then wait for a
         # search on another thread, which holds it for milliseconds. Inference runs without it.
         encoding = self._cut.encode(self._clip(clean))
-        row: Vector = self._embed([np.array(encoding.ids, dtype=np.int64)])[0]
+        ids = np.array(encoding.ids, dtype=np.int64)
+        row: Vector = self._run(self._query_session, [ids])[0]
         return row
 
     def embed_documents(self, texts: Sequence[str], *, urgent: bool = False) -> Vectors:
         """float32[n, dim], L2-normalised, in the order of `texts`; n > 0."""
         prompt = self._layout.document_prompt
         if urgent:
-            return np.concatenate([self._embed(self.tokenize([text], prompt)) for text in texts])
+            return np.concatenate(
+                [self._run(self._session, self.tokenize([text], prompt)) for text in texts]
+            )
         slices = [
             partial(self.tokenize, texts[i : i + _TEXTS_PER_TASK], prompt)
             for i in range(0, len(texts), _TEXTS_PER_TASK)
@@ -97,7 +112,9 @@ class OnnxBackend:
         rows = [ids for part in self._in_pool(slices) for ids in part]
         EMBEDDED_TOKENS.inc(sum(len(ids) for ids in rows))
         batches = self._batches(rows)
-        embedded = self._in_pool([partial(self._embed, [rows[i] for i in b]) for b in batches])
+        embedded = self._in_pool(
+            [partial(self._run, self._session, [rows[i] for i in b]) for b in batches]
+        )
         vectors = np.empty((len(rows), embedded[0].shape[1]), dtype=np.float32)
         for batch, part in zip(batches, embedded, strict=True):
             vectors[batch] = part
@@ -158,7 +175,7 @@ class OnnxBackend:
             size *= 4
         return text
 
-    def _embed(self, rows: Sequence[Ids]) -> Vectors:
+    def _run(self, session: Any, rows: Sequence[Ids]) -> Vectors:
         lengths = np.array([len(row) for row in rows])
         ids = np.zeros((len(rows), max(1, lengths.max())), dtype=np.int64)
         for target, row in zip(ids, rows, strict=True):
@@ -169,7 +186,7 @@ class OnnxBackend:
             "attention_mask": mask.astype(np.int64),
             "token_type_ids": np.zeros_like(ids),
         }
-        answer = self._session.run(
+        answer = session.run(
             [self._output], {name: feed[name] for name in feed if name in self._inputs}
         )
         return normalised(pooled(answer[0], mask, self._layout.pooling))

@@ -26,7 +26,7 @@ from kb.adapters.model_layout import (
     model_name,
     read_layout,
 )
-from kb.adapters.onnx_export import MANIFEST, exported, is_finished
+from kb.adapters.onnx_export import FORMAT, MANIFEST, exported, is_finished
 from kb.adapters.onnx_model import (
     TOKENIZER_FILE,
     OnnxBackend,
@@ -44,7 +44,7 @@ LOREM = "Lorem ipsum dolor sit amet, consectetur adipiscing elit. "
 
 @pytest.fixture(scope="session")
 def embedder() -> Iterator[LocalEmbedder]:
-    embedder = LocalEmbedder(None, cache_dir=model_cache(), threads=2)
+    embedder = LocalEmbedder(None, cache_dir=model_cache(), threads=2, int8_queries=False)
     yield embedder
     embedder.close()
 
@@ -232,7 +232,7 @@ def test_the_models_own_prompts_and_limit_are_used(embedder: LocalEmbedder, tmp_
         sentence_bert_config={"max_seq_length": 16, "do_lower_case": False},
         modules=json.loads((packaged_model() / "modules.json").read_text())[:2],
     )
-    other = LocalEmbedder(model, cache_dir=model_cache(), threads=1)
+    other = LocalEmbedder(model, cache_dir=model_cache(), threads=1, int8_queries=False)
     assert other.backend == "onnx"
     assert other.max_tokens == 16
     assert other.id.startswith("variant-model-")
@@ -250,7 +250,7 @@ def test_the_models_own_prompts_and_limit_are_used(embedder: LocalEmbedder, tmp_
 def test_several_poolings_are_concatenated_as_torch_does(tmp_path: Path) -> None:
     modes = ["cls", "max", "mean_sqrt_len_tokens"]
     model = variant(tmp_path, pooling={"embedding_dimension": 384, "pooling_mode": modes})
-    other = LocalEmbedder(model, cache_dir=model_cache(), threads=1)
+    other = LocalEmbedder(model, cache_dir=model_cache(), threads=1, int8_queries=False)
     assert other.dim == 1152
     assert other.backend == "onnx"  # else the export, which compares with torch, had failed
     assert other.embed_query("text").shape == (1152,)
@@ -395,7 +395,7 @@ with open({str(tmp_path / "runs")!r}, "a") as runs:
 (target / "model.onnx").write_text("model")
 {before}
 time.sleep({work_s})
-manifest = {{"format": 1, "files": {{"model.onnx": 5}}}}
+manifest = {{"format": {FORMAT}, "files": {{"model.onnx": 5}}}}
 (target / {MANIFEST!r}).write_text(json.dumps(manifest))
 """
     return [sys.executable, "-c", script]
@@ -510,3 +510,25 @@ def test_an_unfaithful_export_is_refused(tmp_path: Path, embedder: LocalEmbedder
         verify(replace(layout, pooling=("max",)), directory, reference)
     with pytest.raises(OnnxUnusable, match="limit of 128 tokens"):
         verify(replace(layout, max_tokens=128), directory, reference)
+
+
+def test_queries_in_8_bits_are_close_to_those_in_float32(embedder: LocalEmbedder) -> None:
+    eager = LocalEmbedder(None, cache_dir=model_cache(), threads=1)
+    questions = ["What reduces the risk of heart failure?", "GPT-3.5-turbo", "什么是知识库？", "a"]
+    fast = np.stack([eager.embed_query(question) for question in questions])
+    exact = np.stack([embedder.embed_query(question) for question in questions])
+    eager.close()
+    cosines = (fast * exact).sum(axis=1)
+    assert cosines.min() > 0.995
+    assert cosines.max() < 0.99999  # they are another model's
+
+
+def test_an_export_without_the_faster_form_serves_queries_all_the_same(tmp_path: Path) -> None:
+    layout = read_layout(packaged_model())
+    directory = exported(replace(layout, name="all-minilm-l6-v2"), model_cache())
+    for name in ("model.onnx", "tokenizer.json"):
+        (tmp_path / name).symlink_to(directory / name)
+    backend = OnnxBackend(tmp_path, layout, threads=1, batch_size=1, niceness=0)
+    query, document = backend.embed_query("a question"), backend.embed_documents(["a question"])[0]
+    backend.close()
+    assert float(query @ document) > 0.99999
