@@ -6,13 +6,14 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from functools import partial
+from math import ceil
 from typing import NamedTuple
 from uuid import UUID
 
 from sqlalchemy.orm import Session
 
 from kb.metrics import LEG_SECONDS, RETRIEVAL_SECONDS, RETRIEVAL_STAGE_SECONDS
-from kb.models import Dataset, IndexingTechnique
+from kb.models import Dataset, DocForm, IndexingTechnique
 from kb.ports import Scored
 from kb.resources import Resources, space_of
 from kb.retrieval.analysis import terms_of_query
@@ -36,6 +37,10 @@ from pipelines.types import Vector
 _DENSE_LEG, _TEXT_LEG = LEG_SECONDS.labels("dense"), LEG_SECONDS.labels("text")
 _FIRST_DEPTH = 50
 """Legs are read at least so deep; a child below it is listed only as its parent's best."""
+_SHALLOW_DEPTH = 10
+"""The least that is read at first of each of many datasets."""
+_SPARE = 2
+"""All of them together are read so many times as deep as one alone."""
 _DEEPER = 2
 _ROUNDING = 1e-6
 """The final scores that two calls of an index lead to for one point differ by less."""
@@ -91,7 +96,7 @@ def _retrieve(
         return Retrieved((), clock.stages, failures.by_dataset)
     hold_snapshot(session)
     question = _Question(query, plans, resources, failures)
-    depth = max(_FIRST_DEPTH, 4 * settings.top_k)
+    depth = _first_depth([d for d in datasets if d.id in plans], settings)
     pools: dict[UUID, Pool] = {}
     groups: list[_Group] = []
     best_text = 0.0
@@ -141,6 +146,19 @@ def _plans(datasets: Sequence[Dataset], settings: RetrievalSettings) -> dict[UUI
             weights = Weights(1.0, 0.0) if method.uses_dense else Weights(0.0, 1.0)
         plans[dataset.id] = Plan(space, dataset.id, method, weights)
     return plans
+
+
+def _first_depth(datasets: Sequence[Dataset], settings: RetrievalSettings) -> int:
+    """How deep legs are read at first. Of many datasets less of each: most of what they give is
+    beaten by the others, and a dataset that is not goes on alone.
+
+    Legs of datasets with child chunks are always read so deep that the children are found that are
+    listed with their parents.
+    """
+    deep = max(_FIRST_DEPTH, 4 * settings.top_k)
+    if any(d.doc_form not in (DocForm.TEXT, DocForm.QA) for d in datasets):
+        return deep
+    return min(deep, max(_SHALLOW_DEPTH, ceil(_SPARE * deep / len(datasets))))
 
 
 _LegName = tuple[UUID, str]

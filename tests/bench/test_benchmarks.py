@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench import ingest, search
+from bench import ingest, many_datasets, search
 from bench.corpus import Bundle, bundles, enlarged, number_of, process_rule
 from bench.evaluation import LabelledSet
 from bench.report import latency, peak_mb, resident_mb, table
@@ -146,3 +146,12 @@ def test_the_peak_of_memory_is_at_least_what_is_held() -> None:
 
 def test_columns_are_aligned() -> None:
     assert table(("", "ms"), [("a", 1), ("long", 10.5)]) == "        ms\na        1\nlong  10.5"
+
+
+@pytest.mark.integration
+def test_many_datasets_are_compared_with_one_of_them(cache_dir: Path) -> None:
+    report = many_datasets.measure(cache_dir=cache_dir, segments=3, datasets=2, queries=3)
+    assert set(report) == {"machine", "segments", "datasets", "methods"}
+    for figures in report["methods"].values():
+        assert figures["one"]["queries"] == figures["all"]["queries"] == 3
+        assert figures["ratio"]["p50_ms"] > 0

@@ -14,6 +14,7 @@ from kb.db import transaction
 from kb.models import (
     ChildChunk,
     Dataset,
+    DocForm,
     Document,
     IndexingTechnique,
     Segment,
@@ -104,8 +105,10 @@ class Builder:
         self.next_ids: list[UUID] = []
         """Given to what is added next, in this order; then random ones."""
 
-    def corpus(self, name: str, *, economy: bool = False) -> Corpus:
-        """An empty dataset."""
+    def corpus(
+        self, name: str, *, economy: bool = False, doc_form: DocForm | None = None
+    ) -> Corpus:
+        """An empty dataset; its form is known once it has a document."""
         space = FULL_TEXT_SPACE if economy else SPACE
         with transaction(self._resources.sessions) as session:
             dataset = Dataset(
@@ -116,6 +119,7 @@ class Builder:
                 ),
                 space_name=space.name,
                 space_dim=space.dim,
+                doc_form=doc_form,
                 average_length=AVERAGE_LENGTH,
                 created_by=self._resources.owner_id,
             )

@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 
 from kb.db import reading
 from kb.errors import ProviderNotInitialized, StoreUnavailable
-from kb.models import ChildChunk, Dataset, Document, Segment
+from kb.models import ChildChunk, Dataset, DocForm, Document, Segment
 from kb.ports import SegmentIndex
 from kb.resources import Resources
 from kb.retrieval.analysis import terms_of_query
@@ -111,7 +111,7 @@ def flat_corpus(
     build: Builder, name: str, *, documents: int, dead: int, economy: bool = False
 ) -> Corpus:
     """Ten texts a document, of which two are those of the document before."""
-    corpus = build.corpus(name, economy=economy)
+    corpus = build.corpus(name, economy=economy, doc_form=DocForm.TEXT)
     repeated: list[str] = []
     for _ in range(documents):
         texts = [*repeated, *texts_of(build, 10 - len(repeated))]
@@ -529,6 +529,28 @@ def test_an_easy_hybrid_query_reads_no_deeper_than_the_first_depth(world: World)
         (hit,) = retrieve(session, query, [corpus.dataset], asked, resources).hits
     assert hit.segment.id == best
     assert index.limits == {"nearest": [50], "best": [50]}
+
+
+def test_of_many_datasets_little_is_read_at_first_and_more_of_the_one_that_has_more(
+    world: World,
+) -> None:
+    build, query = world.build, "harbor indigo"
+    poor = [build.corpus(f"poor-{n}", doc_form=DocForm.TEXT) for n in range(17)]
+    for corpus in poor:
+        build.add(corpus, build.document(corpus), ["quartz raven saddle timber"] * 30)
+    rich = build.corpus("rich", doc_form=DocForm.TEXT)
+    ids = build.add(rich, build.document(rich), [query] * 25)
+    few, many = [*poor[:7], rich], [*poor, rich]
+    # 80 of one dataset are 20 of each of 8; 50 of one are 10 of each of 18, of which one has more.
+    for corpora, top_k, limits in ((few, 20, [20] * 8), (many, 12, [10] * 18 + [20])):
+        index = Watched(world.resources.index)
+        resources = replace(world.resources, index=index)
+        with reading(resources.sessions) as session:
+            asked = RetrievalSettings(SEMANTIC, top_k)
+            datasets = [corpus.dataset for corpus in corpora]
+            hits = retrieve(session, query, datasets, asked, resources).hits
+        assert [hit.segment.id for hit in hits] == sorted(ids)[:top_k]
+        assert index.limits["nearest"] == limits
 
 
 def test_equal_scores_do_not_make_a_query_read_deeper(world: World) -> None:
