@@ -12,7 +12,7 @@ from datetime import datetime
 from functools import partial
 from typing import Any, NamedTuple
 
-from sqlalchemy import insert, select, update
+from sqlalchemy import bindparam, insert, select, update
 
 from kb.db import Sessions, now, retried, transaction
 from kb.models import Dataset, DatasetQuery, Segment
@@ -65,6 +65,13 @@ class Asked:
             "hits": None if self.hits is None else [[str(h[0]), *h[1:]] for h in self.hits],
             "latency_ms": None if self.latency_ms is None else round(self.latency_ms, 3),
         }
+
+
+_COUNT_HITS = (
+    update(Segment)
+    .where(Segment.id == bindparam("found"))
+    .values(hit_count=Segment.hit_count + bindparam("more"))
+)
 
 
 class QueryLog:
@@ -153,10 +160,10 @@ def _write(sessions: Sessions, pending: Sequence[Asked], *, history: bool) -> No
         rows = [asked.row() for asked in pending if history and asked.dataset_id in known]
         if rows:
             session.execute(insert(DatasetQuery), rows)
-        # In order of the id: two processes that count the same hits do not wait for each other.
-        for segment_id, count in sorted(hits.items()):
-            session.execute(
-                update(Segment)
-                .where(Segment.id == segment_id)
-                .values(hit_count=Segment.hit_count + count)
+        if hits:
+            # In order of the id: two processes that count the same hits do not wait for each
+            # other. One statement for all, without objects: queries wait while Python is busy.
+            session.connection().execute(
+                _COUNT_HITS,
+                [{"found": segment_id, "more": n} for segment_id, n in sorted(hits.items())],
             )
