@@ -432,6 +432,29 @@ class Client:
             timings_ms=answer.get("timings_ms", {}),
         )
 
+    # -- models
+
+    def models(self, type: str | None = None) -> list[Json]:
+        """The models that are configured: `text-embedding`, `rerank` or `llm`; None: all."""
+        answer = self._json("GET", "/v1/models", params={"type": type} if type else None)
+        return list(answer["data"])
+
+    def add_model(self, model: Json) -> Json:
+        """Configure a model: `type`, `provider`, `model`, `kind`, and where it is."""
+        return self._json("POST", "/v1/models", json=model)
+
+    def update_model(self, model_id: str, changes: Json) -> Json:
+        """Change where a model is, its API key or its options."""
+        return self._json("PATCH", f"/v1/models/{model_id}", json=changes)
+
+    def test_model(self, model_id: str) -> Json:
+        """Call a model for real; `ok` says whether it answered."""
+        return self._json("POST", f"/v1/models/{model_id}/test", timeout=_LONG_S)
+
+    def delete_model(self, model_id: str) -> None:
+        """Remove a model that no dataset needs."""
+        self._send("DELETE", f"/v1/models/{model_id}")
+
     def status(self) -> Json:
         """Queues, errors, workers, jobs, throughput, the slowest stage, and the time to finish."""
         return self._json("GET", "/v1/status")

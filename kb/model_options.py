@@ -177,6 +177,8 @@ def checked_options(type: ModelType, kind: ModelKind, given: Mapping[str, Any]) 
     if kind is ModelKind.LOCAL:
         if options.path is None:
             raise InvalidParam("kind 'local' needs the path of the model's directory; send path")
+        if options.url is not None:
+            raise InvalidParam("kind 'local' has no url; send path alone")
     elif options.path is not None:
         raise InvalidParam(f"kind {kind.value!r} has no path; send url, or kind 'local'")
     elif options.url is None and kind not in _HAVE_A_HOME:

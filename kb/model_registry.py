@@ -218,6 +218,21 @@ class ModelRegistry:
         chat: ChatModel = self._adapter(record, self._makers.chat_model)
         return chat
 
+    def try_to_make(self, record: ModelRecord, api_key: str | None) -> None:
+        """See whether an adapter can be made; nothing is asked of the model.
+
+        Raises:
+            ProviderNotInitialized: there is no such model at the path.
+            Misconfigured: the URL or the API key cannot be sent.
+        """
+        makers: dict[ModelType, Callable[[ModelRecord, str | None], Any]] = {
+            ModelType.EMBEDDING: self._makers.embedder,
+            ModelType.RERANK: self._makers.reranker,
+            ModelType.CHAT: self._makers.chat_model,
+        }
+        adapter: _Closes = makers[record.type](record, api_key)
+        adapter.close()
+
     # -- changes
 
     def changed(self) -> None:

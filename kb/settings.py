@@ -357,6 +357,8 @@ class Limits(BaseModel):
     """Upper bound of `max_tokens` in a process rule."""
     segments: int = Field(default=0, ge=0)
     """Segments that one call may add; 0: any number."""
+    models: int = Field(default=100, gt=0)
+    """Models of a workspace that were added through the API."""
     archive_bytes: int = Field(default=20_000_000_000, gt=0)
     """Of an archive that is imported; so much room is needed in the data directory meanwhile."""
     archive_unpacked_bytes: int = Field(default=100_000_000_000, gt=0)

@@ -267,11 +267,11 @@ class Provider:
                 "max_client_batch_size": min(32, self.max_texts),
                 "version": "1.8.0",
             }
-            _send(request, Answer(200, json.dumps(info).encode()))
+            send_answer(request, Answer(200, json.dumps(info).encode()))
         elif request.path == "/stats":
-            _send(request, Answer(200, json.dumps(self.stats()).encode()))
+            send_answer(request, Answer(200, json.dumps(self.stats()).encode()))
         else:
-            _send(request, status(404, "no such route")(Answer(404, b"")))
+            send_answer(request, status(404, "no such route")(Answer(404, b"")))
 
     def stats(self) -> dict[str, Any]:
         """Figures for another process."""
@@ -292,7 +292,7 @@ class Provider:
         texts = [texts] if isinstance(texts, str) else texts
         path = request.path.partition("?")[0]
         if path == "/tokenize":
-            _send(request, self._tokenized(texts))
+            send_answer(request, self._tokenized(texts))
             return
         headers = {name.lower(): value for name, value in request.headers.items()}
         call = Call(request.path, headers, texts, asked, time.monotonic())
@@ -313,7 +313,7 @@ class Provider:
         if answer.status == 200 and answer.body is not None and not answer.cut:
             with self._lock:
                 self.embedded.update(texts)
-        _send(request, answer)
+        send_answer(request, answer)
 
     def _right_answer(self, path: str, call: Call) -> Answer:
         nothing = Answer(0, b"")
@@ -376,7 +376,8 @@ class Provider:
         self.stop()
 
 
-def _send(request: BaseHTTPRequestHandler, answer: Answer) -> None:
+def send_answer(request: BaseHTTPRequestHandler, answer: Answer) -> None:
+    """Send it, whole, cut off, or as a broken connection."""
     request.close_connection = answer.body is None or answer.cut
     if answer.body is None:
         # A reset, not an orderly end.

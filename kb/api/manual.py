@@ -9,6 +9,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from kb.knowledge.schemas import KnowledgeRetrieval
+from kb.model_schemas import ModelCreate, ModelUpdate
 from kb.schemas import (
     ChildIn,
     DatasetCreate,
@@ -55,6 +56,8 @@ BODIES: dict[tuple[str, str], type[BaseModel]] = {
     ("post", f"{_DOCUMENT}/segments/{{segment_id}}"): SegmentUpdate,
     ("post", f"{_DOCUMENT}/segments/{{segment_id}}/child_chunks"): ChildIn,
     ("patch", f"{_DOCUMENT}/segments/{{segment_id}}/child_chunks/{{child_chunk_id}}"): ChildIn,
+    ("post", "/v1/models"): ModelCreate,
+    ("patch", "/v1/models/{model_id}"): ModelUpdate,
     ("post", "/v1/webhooks"): WebhookCreate,
     ("patch", "/v1/webhooks/{webhook_id}"): WebhookUpdate,
 }
@@ -114,6 +117,7 @@ QUERIES: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
         "repair": ("boolean", "heal what differs"),
         "deep": ("boolean", "also compare vectors, terms, texts and the bytes of files"),
     },
+    ("get", "/v1/models"): {"type": ("string", "text-embedding, rerank or llm; all if left out")},
     ("get", "/v1/webhooks/{webhook_id}/deliveries"): _PAGE
     | {"status": ("string", "pending, delivered or failed")},
     ("get", f"{_DATASET}/export"): {

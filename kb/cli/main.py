@@ -15,6 +15,7 @@ COMMANDS = (
     "search",
     "datasets",
     "documents",
+    "models",
     "status",
     "doctor",
     "migrate",
