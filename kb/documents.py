@@ -206,6 +206,11 @@ def update_document(
     return _ingest(session, dataset, document, rule)
 
 
+def rename_document(document: Document, name: str) -> None:
+    """In force with the commit; an upload of the new name replaces it from then on."""
+    document.name, document.updated_at = name, now()
+
+
 def check_changeable(document: Document) -> None:
     """Raises: InvalidParam: no new version of it can be made."""
     if document.archived or not document.enabled:

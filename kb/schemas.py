@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, Self
 from uuid import UUID
 
@@ -21,6 +22,7 @@ from pydantic import (
     model_validator,
 )
 
+from kb.document_status import DisplayStatus
 from kb.models import DocForm, IndexingTechnique
 from kb.process_rules import ProcessRuleIn
 from kb.retrieval.conditions import (
@@ -422,6 +424,77 @@ class ChildIn(Lenient):
     """The text of a child chunk."""
 
     content: str
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+def _in_utc(value: datetime | None) -> datetime | None:
+    return value.replace(tzinfo=UTC) if value is not None and value.tzinfo is None else value
+
+
+Moment = Annotated[datetime | None, AfterValidator(_in_utc)]
+"""Without a zone it is UTC."""
+
+
+class DocumentFilter(BaseModel):
+    """Which documents an action is for: all parts that are given must hold, and one must be given,
+    or `all`. A key that is not known is refused: a condition that is ignored does too much.
+    """
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    dataset_id: UUID | None = Field(None, description="Documents of this dataset.")
+    document_ids: list[UUID] | None = Field(None, description="These documents.")
+    status: Annotated[list[DisplayStatus] | None, BeforeValidator(_as_list)] = Field(
+        None, description="Display status, or several of them.", examples=["error"]
+    )
+    error_code: Annotated[list[str] | None, BeforeValidator(_as_list)] = Field(
+        None, description="Code of the failure, or several of them.", examples=["no_text"]
+    )
+    tag: Annotated[list[str] | None, BeforeValidator(_as_list)] = Field(
+        None, description="Tag of the dataset, by name or id, or several: any of them."
+    )
+    created_from: Moment = Field(
+        None, description="Created at this moment or later: ISO 8601 or Unix seconds."
+    )
+    created_to: Moment = Field(None, description="Created before this moment.")
+    all: bool = Field(False, description="Every document that this key opens.")
+
+    @model_validator(mode="after")
+    def _says_which(self) -> Self:
+        if not self.all and not self.model_fields_set - {"all", *self._nothing_said()}:
+            raise ValueError("there is no condition; give one, or all: true for every document")
+        return self
+
+    def _nothing_said(self) -> set[str]:
+        return {name for name in type(self).model_fields if getattr(self, name) is None}
+
+
+class DocumentsAction(BaseModel):
+    """POST /v1/documents/{action}: `process_rule` belongs to `rechunk`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    filter: DocumentFilter = Field(description="Which documents.")
+    process_rule: ProcessRuleIn | None = Field(
+        None, description="Of `rechunk`: how to cut them; the dataset's latest when left out."
+    )
+
+
+class DocumentRename(Lenient):
+    """POST .../documents/{id}/rename."""
+
+    name: str = Field(description="The new name, at most as long as the settings allow.")
+
+
+class DocumentRechunk(Lenient):
+    """POST .../documents/{id}/rechunk."""
+
+    process_rule: ProcessRuleIn | None = Field(
+        None, description="How to cut it; the dataset's latest rule when left out."
+    )
 
 
 class HitTesting(Lenient):

@@ -31,7 +31,7 @@ def queue_version(session: Session, document: Document) -> None:
         )
     )
     number = (newest or 0) + 1
-    _drop_overtaken_text(session, document)
+    drop_overtaken_text(session, document)
     session.add(
         DocumentVersion(
             document_id=document.id,
@@ -51,11 +51,11 @@ def to_queue(document: Document) -> None:
     document.queued_at, document.updated_at = queued_at, now()
     document.is_paused, document.paused_at = False, None
     document.attempts = 0
-    _let_go(document)
+    let_go(document)
     _clear_progress(document)
 
 
-def _let_go(document: Document) -> None:
+def let_go(document: Document) -> None:
     """Whoever works on it loses it with the next write."""
     document.lease_owner = document.lease_expires_at = document.next_attempt_at = None
 
@@ -85,7 +85,7 @@ def requeue_document(session: Session, document: Document) -> None:
         to_queue(document)
 
 
-def _drop_overtaken_text(session: Session, document: Document) -> None:
+def drop_overtaken_text(session: Session, document: Document) -> None:
     """Whoever works on the version before may have kept its text, and can not store it any more.
 
     The document's row is changed, and so locked: no worker can pass that checkpoint meanwhile.

@@ -146,6 +146,24 @@ class SourceMap:
 
 
 @dataclass(frozen=True, slots=True)
+class Read:
+    """What was found in a file; None: its format has no such thing.
+
+    Attributes:
+        empty_pages, damaged_pages: 1-based numbers of pages that gave no text.
+        table_rows: rows of a spreadsheet or CSV file that became text.
+    """
+
+    pages: int | None = None
+    empty_pages: tuple[int, ...] = ()
+    damaged_pages: tuple[int, ...] = ()
+    table_rows: int | None = None
+
+
+NOTHING_COUNTED = Read()
+
+
+@dataclass(frozen=True, slots=True)
 class ParsedDocument:
     """Text and structure of one source file.
 
@@ -155,6 +173,7 @@ class ParsedDocument:
         warnings: what a reader should know, one sentence each ("pages 3, 7 have no text").
         source_map: set when `text` was edited after extraction; maps it to the extracted text.
         source_text: the extracted text, set together with `source_map`.
+        read: what was found in the file.
     """
 
     text: str
@@ -164,6 +183,7 @@ class ParsedDocument:
     warnings: tuple[str, ...] = ()
     source_map: SourceMap | None = None
     source_text: str | None = None
+    read: Read = NOTHING_COUNTED
 
     @property
     def extracted_text(self) -> str:
@@ -232,6 +252,7 @@ class Chunked:
     source_text: str = ""
     """The extracted text that the chunks' offsets point into; empty when unknown."""
     warnings: tuple[str, ...] = ()
+    read: Read = NOTHING_COUNTED
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request, Response
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from kb import document_status, documents, steering
+from kb import document_status, documents
 from kb.api import shapes
 from kb.api.bodies import Form, JsonBody, MultipartForm, UpdateForm, parse
 from kb.api.deps import Access, AccessDep, PageDep, path_id, query_text
@@ -51,7 +51,7 @@ def create_by_text(dataset_id: str, body: JsonBody, access: AccessDep) -> dict[s
     """
     asked = parse(DocumentByText, body)
     limits = access.resources.settings.limits
-    name = _name(asked.name, limits)
+    name = checked_name(asked.name, limits)
     upload = _text(name, asked.text, limits)
 
     def add(session: Session, dataset: Dataset, file: UploadFile | None) -> Document:
@@ -61,8 +61,12 @@ def create_by_text(dataset_id: str, body: JsonBody, access: AccessDep) -> dict[s
     return _accept(dataset_id, upload, add, access)
 
 
-def _name(name: str, limits: Limits) -> str:
-    """Cut to the limit."""
+def checked_name(name: str, limits: Limits) -> str:
+    """A document's name, cut to the limit.
+
+    Raises:
+        InvalidParam: it is blank.
+    """
     if not name.strip():
         raise InvalidParam(f"name is {short(name)}; give the document a name")
     return name[: limits.document_name_chars]
@@ -134,7 +138,7 @@ def update_by_text(
         )
     if asked.text is not None and asked.name is None:
         raise InvalidParam("name is missing; a text needs one")
-    name = None if asked.name is None else _name(asked.name, limits)
+    name = None if asked.name is None else checked_name(asked.name, limits)
     upload = None if asked.text is None else _text(name or "", asked.text, limits)
     return _update(dataset_id, document_id, name, upload, asked, access)
 
@@ -160,7 +164,7 @@ def update_by_file(
     upload = _file(form, limits) if form.files else None
     name = upload.name if upload else None
     if asked.name is not None:
-        name = _name(asked.name, limits)
+        name = checked_name(asked.name, limits)
     return _update(dataset_id, document_id, name, upload, asked, access)
 
 
@@ -197,7 +201,7 @@ def _accept(
             dataset = access.dataset(session, dataset_id, lock=True)
             row = change(session, dataset, stored)
             _announce(session, row, access.resources.jobs)
-            return _answer(session, row, stored or session.get(UploadFile, row.upload_file_id))
+            return answer_of(session, row, stored or session.get(UploadFile, row.upload_file_id))
     except BaseException as exc:
         if kept is not None:
             discard_upload(*kept, exc, access.resources)
@@ -209,7 +213,8 @@ def _announce(session: Session, row: Document, jobs: JobQueue) -> None:
     after_commit(session, lambda: jobs.index_document(row.id, row.queue))
 
 
-def _answer(session: Session, row: Document, upload: UploadFile | None) -> dict[str, Any]:
+def answer_of(session: Session, row: Document, upload: UploadFile | None) -> dict[str, Any]:
+    """What every route that changes a document answers."""
     _, hits = documents.segment_counts(session, [row.id]).get(row.id, (0, 0))
     metadata = entries_of(session, [row])[row.id]
     return {"document": shapes.document(row, upload, hits, metadata), "batch": row.batch}
@@ -321,18 +326,6 @@ def delete_document(dataset_id: str, document_id: str, access: AccessDep) -> Res
         documents.delete_document(session, dataset, document)
         after_commit(session, access.resources.jobs.run_jobs)
     return Response(status_code=204)
-
-
-@router.post("/documents/{document_id}/retry")
-def retry_document(dataset_id: str, document_id: str, access: AccessDep) -> dict[str, Any]:
-    """Queue a failed document again (ours, beyond the contract)."""
-    with access.writing() as session:
-        dataset = access.dataset(session, dataset_id, lock=True)
-        document = access.document(session, dataset, document_id, lock=True)
-        steering.retry(document)
-        _announce(session, document, access.resources.jobs)
-        session.flush()
-        return _answer(session, document, session.get(UploadFile, document.upload_file_id))
 
 
 @router.patch("/documents/status/{action}")

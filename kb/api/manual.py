@@ -16,6 +16,9 @@ from kb.schemas import (
     DatasetUpdate,
     DocumentByText,
     DocumentIds,
+    DocumentRechunk,
+    DocumentRename,
+    DocumentsAction,
     DocumentSettings,
     DocumentUpdate,
     DocumentUpdateByText,
@@ -49,6 +52,9 @@ BODIES: dict[tuple[str, str], type[BaseModel]] = {
     ("post", f"{_DOCUMENT}/update-by-text"): DocumentUpdateByText,
     ("patch", f"{_DATASET}/documents/status/{{action}}"): DocumentIds,
     ("post", f"{_DATASET}/documents/download-zip"): DocumentIds,
+    ("post", f"{_DOCUMENT}/rename"): DocumentRename,
+    ("post", f"{_DOCUMENT}/rechunk"): DocumentRechunk,
+    ("post", "/v1/documents/{action}"): DocumentsAction,
     ("post", f"{_DATASET}/retrieve"): HitTesting,
     ("post", "/retrieval"): ExternalRetrieval,
     ("post", "/v1/knowledge-retrieval"): KnowledgeRetrieval,
@@ -100,6 +106,9 @@ QUERIES: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
         "expires": ("integer", "of the link: Unix seconds"),
         "signature": ("string", "of the link"),
         "as_attachment": ("boolean", "have it saved instead of shown"),
+    },
+    ("get", f"{_DOCUMENT}/report"): {
+        "version": ("integer", "of the document; the newest when left out"),
     },
     ("get", f"{_DOCUMENT}/segments"): _PAGE
     | {

@@ -37,7 +37,7 @@ from kb.models import (
     PipelineRun,
 )
 from kb.ports import Queue
-from pipelines.errors import PipelineError
+from pipelines.errors import Cancelled, PipelineError
 
 SUSPECT = 2
 """A document that was claimed so often without progress may be what kills its reader: it is worked
@@ -79,6 +79,10 @@ class LeaseLost(PipelineError):
     code = "lease_lost"
 
 
+class Paused(Cancelled):
+    """A person paused the document; what was done so far is kept."""
+
+
 @dataclass(frozen=True)
 class Claim:
     """A document in work by `owner`: every write that it makes checks that this still holds.
@@ -109,32 +113,37 @@ class Claim:
             Document.pending_version == self.version,
         )
 
-    def move(self, session: Session, status: IndexingStatus, **values: Any) -> None:
+    def move(self, session: Session, status: IndexingStatus, **values: Any) -> bool:
         """Bring the document into another state, under the lease; the only way after the claim.
 
+        Returns:
+            Whether a person paused it: see `update`.
         Raises:
             LeaseLost: the claim does not hold any more; roll back.
         """
-        self.update(session, _COMES_AFTER[status], indexing_status=status, **values)
+        return self.update(session, _COMES_AFTER[status], indexing_status=status, **values)
 
     def update(
         self, session: Session, states: Collection[IndexingStatus] = UNFINISHED, **values: Any
-    ) -> None:
+    ) -> bool:
         """Change the document's row under the lease.
 
+        Returns:
+            Whether a person paused it: commit what is done, go no further, and hand it back.
         Raises:
             LeaseLost: the claim does not hold any more; roll back.
         """
         hold_dataset(session, self.dataset_id)
-        changed = session.execute(
+        paused = session.scalar(
             update(Document)
             .where(self.holds(), Document.indexing_status.in_(states))
             .values(**values)
+            .returning(Document.is_paused)
             .execution_options(synchronize_session=False)
         )
-        assert isinstance(changed, CursorResult)
-        if changed.rowcount != 1:
+        if paused is None:
             raise LeaseLost(f"document {self.document_id} is not this worker's any more")
+        return paused
 
 
 def claim_next(

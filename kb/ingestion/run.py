@@ -6,7 +6,7 @@ import json
 import logging
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -20,7 +20,7 @@ from sqlalchemy.orm import Session
 from kb import metrics
 from kb.db import moment, now, reading, transaction
 from kb.errors import KBError, NotFound, StoreUnavailable, Unavailable
-from kb.ingestion.claims import Claim, LeaseLost, release
+from kb.ingestion.claims import Claim, LeaseLost, Paused, release
 from kb.ingestion.embedding_cache import embed_cached
 from kb.ingestion.sink import DocumentSink
 from kb.logs import log_ids
@@ -39,6 +39,7 @@ from kb.models import (
 )
 from kb.ports import Space
 from kb.process_rules import AUTOMATIC_RULES, graph_for
+from kb.reports import note_stages
 from kb.resources import Resources, space_of
 from kb.tracing import note, run_span, span
 from kb.webhooks import announce
@@ -122,7 +123,7 @@ def _ingest(claim: Claim, resources: Resources, stopped: Callable[[], bool]) -> 
                 is_text=work.blob.is_text,
             )
             result = run(work.graph, blob, ctx, on_event=on_event)
-        sink.switch(partial(recorder.succeeded, sink, result.timings))
+        sink.switch(partial(recorder.succeeded, sink))
         note(outcome="completed", segments=sink.segments)
         metrics.DOCUMENTS.labels("completed").inc()
         log.info("completed: %d segments in %.3f s", sink.segments, result.seconds)
@@ -275,6 +276,8 @@ class _Recorder:
         self._jobs = resources.jobs
         self._stage = IndexingStatus.INDEXING if claim.staged else IndexingStatus.PARSING
         self._shown_at = time.monotonic()
+        self._sink: DocumentSink | None = None
+        self._timings: list[NodeTiming] = []
         self._span = ExitStack()
         """Of the stage under way."""
         self.lost = False
@@ -282,11 +285,13 @@ class _Recorder:
     def event(self, sink: DocumentSink, event: RunEvent) -> None:
         """Show the stage, and keep the times of those done for the next checkpoint."""
         role = event.role or ""
+        self._sink = sink
         if event.kind is EventKind.NODE_STARTED:
             self._span = ExitStack()
             self._span.enter_context(span(f"stage {role}", node=event.node_kind or ""))
         if event.kind in (EventKind.NODE_FINISHED, EventKind.NODE_FAILED):
             self._span.close()
+            self._note(event, sink)
         if event.kind is EventKind.NODE_FINISHED:
             _observe(role, event.elapsed_s, sink)
             if role in _DONE_COLUMN:
@@ -298,23 +303,34 @@ class _Recorder:
                 with transaction(self._sessions) as session:
                     self._claim.move(session, self._stage, **sink.stage_times)
 
-    def succeeded(
-        self, sink: DocumentSink, timings: Sequence[NodeTiming], session: Session
-    ) -> None:
+    def _note(self, event: RunEvent, sink: DocumentSink) -> None:
+        """Keep how long a node worked, for the record of the run; also of one that failed."""
+        timing = NodeTiming(event.node_id or "", event.node_kind or "", event.elapsed_s)
+        self._timings.append(timing)
+        if event.role in _DONE_COLUMN and event.kind is EventKind.NODE_FINISHED:
+            sink.stages.append(_node(timing, sink))
+
+    def _nodes(self) -> list[dict[str, Any]]:
+        return [_node(t, self._sink) for t in self._timings if self._sink is not None]
+
+    def succeeded(self, sink: DocumentSink, session: Session) -> None:
         """The version is live with this transaction."""
-        nodes = [
-            {"node": t.node_id, "kind": t.kind, "seconds": round(_seconds(t, sink), 6)}
-            for t in timings
-        ]
-        self._end_run(session, "succeeded", nodes=nodes, segments=sink.segments)
+        nodes = self._nodes()
+        note_stages(session, self._claim.document_id, self._claim.version, nodes)
+        self._end_run(session, "succeeded", segments=sink.segments)
         self._announce(session, WebhookEvent.COMPLETED)
 
     def handed_back(self, exc: PipelineError) -> None:
-        """The worker was told to stop, or has lost the document."""
+        """The worker was told to stop, has lost the document, or a person paused it."""
         self.lost = isinstance(exc, LeaseLost)
         with transaction(self._sessions) as session:
             release(session, self._claim)
             self._end_run(session, "stopped", exc)
+            paused = session.scalar(
+                select(Document.is_paused).where(Document.id == self._claim.document_id)
+            )
+        if isinstance(exc, Paused) and not paused:  # resumed meanwhile, and announced to nobody
+            self._jobs.index_document(self._claim.document_id, self._claim.queue)
         metrics.DOCUMENTS.labels("lost" if self.lost else "handed_back").inc()
         log.info("not finished: %s", exc)
 
@@ -361,7 +377,14 @@ class _Recorder:
             else not _is_transient(exc) or failures >= self._settings.max_attempts
         )
         if given_up:
-            self._claim.move(session, IndexingStatus.ERROR, stopped_at=moment(), **values)
+            self._claim.move(
+                session,
+                IndexingStatus.ERROR,
+                stopped_at=moment(),
+                is_paused=False,
+                paused_at=None,
+                **values,
+            )
             self._announce(session, WebhookEvent.FAILED)
             return "failed"
         times = past.postponements if postponed else failures - 1
@@ -385,7 +408,6 @@ class _Recorder:
         session: Session,
         status: str,
         exc: Exception | None = None,
-        nodes: list[dict[str, Any]] | None = None,
         segments: int | None = None,
     ) -> None:
         session.execute(
@@ -401,10 +423,18 @@ class _Recorder:
                 finished_at=moment(),
                 error=str(exc) if exc else None,
                 error_code=getattr(exc, "code", None),
-                nodes=nodes or [],
+                nodes=self._nodes(),
                 segments=segments,
             )
         )
+
+
+def _node(timing: NodeTiming, sink: DocumentSink) -> dict[str, Any]:
+    return {
+        "node": timing.node_id,
+        "kind": timing.kind,
+        "seconds": round(_seconds(timing, sink), 6),
+    }
 
 
 def _seconds(timing: NodeTiming, sink: DocumentSink) -> float:

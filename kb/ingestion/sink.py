@@ -12,7 +12,7 @@ from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from kb.db import Sessions, after_commit, moment, reading, retried, shared, transaction
-from kb.ingestion.claims import Claim, LeaseLost, hold_dataset
+from kb.ingestion.claims import Claim, LeaseLost, Paused, hold_dataset
 from kb.ingestion.points import Embed, Leaf, find_average, write_leaves
 from kb.ingestion.staging import (
     Rows,
@@ -34,6 +34,7 @@ from kb.models import (
     text_key,
 )
 from kb.ports import BlobStore, SegmentIndex, Space
+from kb.reports import of_staging
 from pipelines.errors import Cancelled, PipelineError
 from pipelines.types import Chunked, Vectors
 
@@ -86,6 +87,8 @@ class DocumentSink:
         """Segments of the version, once it is live."""
         self._written: tuple[list[uuid.UUID], float] = ([], 0.0)
         """Points that SQL does not know as written yet, and the average length they assume."""
+        self.stages: list[dict[str, Any]] = []
+        """{"node", "kind", "seconds"} of what ran before the index node, for the report."""
         self.stage_times: dict[str, Any] = {}
         """Document columns (times of the stages done) to write with the next checkpoint."""
 
@@ -113,6 +116,7 @@ class DocumentSink:
 
         Raises:
             LeaseLost: another worker has the document; nothing is left of this one's text.
+            Paused: a person paused the document; what is staged stays.
         """
         if self._staged:
             return
@@ -122,17 +126,18 @@ class DocumentSink:
             key = text_key(self._claim.document_id, self._claim.version)
             self._blobs.put(key, chunked.source_text.encode("utf-8", "surrogatepass"))
         try:
-            retried(partial(self._commit_stage, rows, key, list(chunked.warnings)))
+            paused = retried(partial(self._commit_stage, rows, key, chunked))
         except LeaseLost:
             self._drop_text(key)
             raise
         self._staged, self._flat = True, not rows.children
+        _stop_if(paused)
 
-    def _commit_stage(self, rows: Rows, key: str | None, warnings: list[Any]) -> None:
+    def _commit_stage(self, rows: Rows, key: str | None, chunked: Chunked) -> bool:
         with transaction(self._sessions) as session:
             unset = find_average(session, self._claim.dataset_id) is None
             hold_dataset(session, self._claim.dataset_id, to_change=unset)
-            self._claim.move(
+            paused = self._claim.move(
                 session,
                 IndexingStatus.INDEXING,
                 attempts=0,  # progress: what crashes from here on is not the file's doing
@@ -140,13 +145,19 @@ class DocumentSink:
             )
             self._stage_rows(session, rows, first=unset)
             session.execute(
-                self._version_update().values(staged_at=moment(), text_key=key, warnings=warnings)
+                self._version_update().values(
+                    staged_at=moment(),
+                    text_key=key,
+                    warnings=list(chunked.warnings),
+                    report=of_staging(chunked, self.stages),
+                )
             )
+        return paused
 
     def _stage_rows(self, session: Session, rows: Rows, *, first: bool) -> None:
         version = self._claim.version
         if version > 1:
-            removed = drop_other_stagings(session, self._claim)
+            removed = drop_other_stagings(session, self._claim.document_id, version)
             # Again later: the worker that was overtaken may be writing one of them right now.
             for wait_s in (0.0, LATE_S):
                 self._delete_points(session, removed, wait_s=wait_s)
@@ -184,6 +195,7 @@ class DocumentSink:
         Raises:
             LeaseLost: another worker has the document; call `take_back`.
             Cancelled: the worker was told to stop.
+            Paused: a person paused the document.
         """
         while True:
             with reading(self._sessions) as session:
@@ -208,8 +220,9 @@ class DocumentSink:
                 return
             with transaction(self._sessions) as session:
                 self._share_weights(session)
-                self._claim.update(session, attempts=0)
+                paused = self._claim.update(session, attempts=0)
                 self._acknowledge(session)
+            _stop_if(paused)
 
     def _pending(self, session: Session, limit: int) -> list[Leaf]:
         return staged_points(session, self._claim, limit=limit, flat=self._flat)
@@ -266,6 +279,7 @@ class DocumentSink:
             also: what belongs into the same transaction.
         Raises:
             LeaseLost: somebody else has the document now; nothing changed.
+            Paused: a person paused the document; the next claim has only to switch.
             PipelineError: code `nothing_indexed`; the pipeline never stored a chunk.
         """
         if not self._staged:
@@ -277,52 +291,57 @@ class DocumentSink:
             self.index_pending()
 
     def _switch_if_indexed(self, also: Callable[[Session], None]) -> bool:
-        claim = self._claim
         with transaction(self._sessions) as session:
             self._share_weights(session)
             # First the lease: from here to the commit nobody else changes the document.
-            claim.update(session, attempts=0)
+            paused = self._claim.update(session, attempts=0)
             self._acknowledge(session)
-            if self._pending(session, 1):
-                return False
-            removed = (
-                [] if self._flat and claim.version == 1 else switch_rows(session, ChildChunk, claim)
-            )
-            removed += switch_rows(session, Segment, claim)
-            self._delete_points(session, removed, wait_s=self._keep_replaced_s)
-            self.segments, words, tokens, started, at = session.execute(
-                select(
-                    func.count(),
-                    func.sum(Segment.word_count),
-                    func.sum(Segment.tokens),
-                    select(Document.processing_started_at)
-                    .where(Document.id == claim.document_id)
-                    .scalar_subquery(),
-                    moment(),
-                ).where(Segment.document_id == claim.document_id)
-            ).one()
-            claim.move(
-                session,
-                IndexingStatus.COMPLETED,
-                version=claim.version,
-                pending_version=None,
-                word_count=words or 0,
-                tokens=tokens or 0,
-                completed_at=at,
-                updated_at=at,
-                indexing_latency=(at - (started or at)).total_seconds(),
-                error=None,
-                error_code=None,
-                error_stage=None,
-                attempts=0,
-                next_attempt_at=None,
-                lease_owner=None,
-                lease_expires_at=None,
-            )
-            session.execute(self._version_update().values(live_at=at))
-            self._watch_drift(session)
-            also(session)
+            if not paused:
+                if self._pending(session, 1):
+                    return False
+                self._go_live(session)
+                also(session)
+        _stop_if(paused)
         return True
+
+    def _go_live(self, session: Session) -> None:
+        claim = self._claim
+        removed = (
+            [] if self._flat and claim.version == 1 else switch_rows(session, ChildChunk, claim)
+        )
+        removed += switch_rows(session, Segment, claim)
+        self._delete_points(session, removed, wait_s=self._keep_replaced_s)
+        self.segments, words, tokens, started, at = session.execute(
+            select(
+                func.count(),
+                func.sum(Segment.word_count),
+                func.sum(Segment.tokens),
+                select(Document.processing_started_at)
+                .where(Document.id == claim.document_id)
+                .scalar_subquery(),
+                moment(),
+            ).where(Segment.document_id == claim.document_id)
+        ).one()
+        claim.move(
+            session,
+            IndexingStatus.COMPLETED,
+            version=claim.version,
+            pending_version=None,
+            word_count=words or 0,
+            tokens=tokens or 0,
+            completed_at=at,
+            updated_at=at,
+            indexing_latency=(at - (started or at)).total_seconds(),
+            error=None,
+            error_code=None,
+            error_stage=None,
+            attempts=0,
+            next_attempt_at=None,
+            lease_owner=None,
+            lease_expires_at=None,
+        )
+        session.execute(self._version_update().values(live_at=at))
+        self._watch_drift(session)
 
     def _version_update(self) -> Any:
         return (
@@ -387,6 +406,11 @@ class DocumentSink:
                 .where(mine)
             ).one()
         return segments, flat + of_parents
+
+
+def _stop_if(paused: bool) -> None:
+    if paused:
+        raise Paused("a person paused the document")
 
 
 def staged_points(session: Session, claim: Claim, *, limit: int, flat: bool = False) -> list[Leaf]:

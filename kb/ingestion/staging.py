@@ -148,17 +148,25 @@ def _origin_json(origin: Origin) -> dict[str, Any] | None:
     return known or None
 
 
-def drop_other_stagings(session: Session, claim: Claim) -> list[uuid.UUID]:
-    """Remove what a version that was overtaken before it went live left behind; the ids."""
+def drop_other_stagings(
+    session: Session, document_id: uuid.UUID, version: int | None
+) -> list[uuid.UUID]:
+    """Remove what versions left behind that were overtaken before they went live; the ids.
+
+    Args:
+        version: the one that is in preparation now; None: there is none.
+    """
     removed: list[uuid.UUID] = []
     for table in (ChildChunk, Segment):
-        mine = table.document_id == claim.document_id
+        mine = table.document_id == document_id
         session.execute(
             update(table)
             .where(mine, table.live, table.staged_version.is_not(None))
             .values(staged_version=None, staged=None)
         )
-        stale = (mine, table.live.is_(False), table.staged_version != claim.version)
+        stale = [mine, table.live.is_(False)]
+        if version is not None:
+            stale.append(table.staged_version != version)
         ids = session.scalars(select(table.id).where(*stale)).all()
         if ids:
             removed += ids

@@ -39,7 +39,12 @@ KEYED = [(m, p) for m, p in ROUTES if p.startswith("/v1/") and p != "/v1/retriev
 OF_A_DATASET = [(m, p) for m, p in KEYED if "{dataset_id}" in p]
 ANY_BODY = {"name": "a", "text": "Some text.", "process_rule": {"mode": "automatic"}}
 """A body that every route about one document takes."""
-WITH_BODY = [(m, p) for m, p in OF_A_DATASET if m in ("POST", "PATCH") and "/retry" not in p]
+BODILESS = ("pause", "resume", "retry", "cancel")
+WITH_BODY = [
+    (m, p)
+    for m, p in OF_A_DATASET
+    if m in ("POST", "PATCH") and p.rpartition("/")[2] not in BODILESS
+]
 
 
 @pytest.fixture(scope="module")

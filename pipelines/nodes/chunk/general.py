@@ -88,7 +88,7 @@ class GeneralChunker(Node[ParsedDocument, Chunked]):
         warnings = value.warnings
         if not chunks and value.text.strip():
             warnings += ("the text is punctuation only; no chunk is left of it",)
-        return Chunked(chunks, value.extracted_text, warnings)
+        return Chunked(chunks, value.extracted_text, warnings, value.read)
 
     def _spans(self, document: ParsedDocument) -> Iterator[Span]:
         separator = decode_separator(self.separator)

@@ -87,7 +87,7 @@ class ParentChildChunker(Node[ParsedDocument, Chunked]):
         warnings = value.warnings
         if not chunks and value.text.strip():
             warnings += ("the text is a full stop only; no chunk is left of it",)
-        return Chunked(chunks, value.extracted_text, warnings)
+        return Chunked(chunks, value.extracted_text, warnings, value.read)
 
     def children_of(self, text: str) -> list[str]:
         """The children of a parent that somebody wrote, in order; empty: it is embedded itself."""

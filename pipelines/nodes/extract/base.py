@@ -9,7 +9,7 @@ from functools import cache
 from pydantic import BaseModel, ConfigDict, Field
 
 from pipelines.errors import ExtractionError
-from pipelines.types import Block, Origin, ParsedDocument
+from pipelines.types import NOTHING_COUNTED, Block, Origin, ParsedDocument
 
 MB = 1_000_000
 
@@ -157,6 +157,7 @@ class TextBuilder:
         self._length = 0
         self._gap = False
         self.warnings: list[str] = []
+        self.read = NOTHING_COUNTED
 
     def add(
         self,
@@ -206,6 +207,7 @@ class TextBuilder:
             media_type=media_type,
             extractor=extractor,
             warnings=tuple(self.warnings),
+            read=self.read,
         )
 
 

@@ -21,7 +21,7 @@ from pipelines.nodes.extract.base import (
     no_text,
     places,
 )
-from pipelines.types import Origin, ParsedDocument
+from pipelines.types import Origin, ParsedDocument, Read
 
 _LOCK = threading.Lock()
 """PDFium may be called by one thread at a time, whatever the document."""
@@ -62,6 +62,7 @@ def extract_pdf(data: bytes, name: str, options: ExtractOptions = DEFAULTS) -> P
             builder.add(text, Origin(page=page, page_end=page), opens_section=True)
         elif page not in broken:
             empty.append(page)
+    builder.read = Read(pages=len(texts), empty_pages=tuple(empty), damaged_pages=tuple(broken))
     if not builder:
         raise _without_text(name, len(texts), broken, has_images)
     if empty:

@@ -14,7 +14,7 @@ from pipelines.nodes.extract.base import (
     limit_exceeded,
     one_line,
 )
-from pipelines.types import Origin
+from pipelines.types import Origin, Read
 
 _HEADER_WITHIN = 10
 _DEFAULT_NAME = re.compile(
@@ -123,6 +123,8 @@ class TableWriter:
 
     def _section(self, lines: list[tuple[int, str]], sheet: str | None) -> None:
         if lines:
+            counted = self.builder.read.table_rows or 0
+            self.builder.read = Read(table_rows=counted + len(lines))
             origin = Origin(sheet=sheet, rows=(lines[0][0], lines[-1][0]))
             title = [self._title] if self._title else []
             self._title = None
