@@ -65,6 +65,7 @@ _LISTS = {
     "document": "GET /v1/datasets/{dataset_id}/documents",
     "batch": "GET /v1/datasets/{dataset_id}/documents",
     "webhook": "GET /v1/webhooks",
+    "metadata field": "GET /v1/datasets/{dataset_id}/metadata",
     "query": "GET /v1/queries",
     "model": "GET /v1/models",
     "tag": "GET /v1/datasets/tags",

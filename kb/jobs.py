@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Select, and_, delete, exists, func, or_, select, update
 from sqlalchemy.orm import Session
 
-from kb.db import Sessions, moment, reading, transaction
+from kb.db import Sessions, moment, new_id, reading, transaction
 from kb.models import Job, JobKind, PipelineRun
 
 _RETRY_S = 5.0
@@ -21,14 +21,18 @@ LATE_S = 60.0
 written in between, and been killed before it could take that back."""
 
 
-def enqueue(session: Session, kind: JobKind, *, wait_s: float = 0.0, **payload: Any) -> None:
+def enqueue(session: Session, kind: JobKind, *, wait_s: float = 0.0, **payload: Any) -> uuid.UUID:
     """Write a job down; it exists exactly when the session's transaction commits.
 
     Args:
         wait_s: it is not done before so many seconds have passed, >= 0.
         payload: JSON values.
+    Returns:
+        The job's id.
     """
-    session.add(Job(kind=kind, payload=payload, not_before=moment(wait_s)))
+    job_id = new_id()
+    session.add(Job(id=job_id, kind=kind, payload=payload, not_before=moment(wait_s)))
+    return job_id
 
 
 def enqueue_own(session: Session, kind: JobKind, *, lease_s: float, **payload: Any) -> uuid.UUID:

@@ -15,6 +15,7 @@ from kb.db import exclusive, reading, transaction
 from kb.ingestion.embedding_cache import embed_cached
 from kb.ingestion.points import Embed, find_leaves, indexed_leaves, restore, unknown_ids
 from kb.jobs import ComeAgain, claim_job, enqueue, finish_job, postpone_job, retry_wait_s
+from kb.metadata.labels import do_job as label_documents
 from kb.metrics import JOBS
 from kb.models import IMPORTS_ID, ChildChunk, Dataset, Job, JobKind, Segment
 from kb.ports import Space
@@ -258,4 +259,5 @@ _DO = {
     JobKind.DELIVER_WEBHOOK: deliver,
     JobKind.ABANDON_IMPORT: abandon_import,
     JobKind.SETTLE_POINTS: _settle,
+    JobKind.LABEL_DOCUMENTS: label_documents,
 }

@@ -69,6 +69,9 @@ class Facts:
     numbers: tuple[tuple[int, float], ...] = ()
 
 
+NO_FACTS = Facts()
+
+
 @dataclass(frozen=True, slots=True)
 class Tagged:
     """Points with at least one of these tags, of which there is at least one."""
@@ -148,7 +151,7 @@ class Point:
     text_hash: str
     dense: Vector | None
     terms: Terms
-    facts: Facts = Facts()
+    facts: Facts = NO_FACTS
 
     @property
     def head(self) -> PointHead:
@@ -174,7 +177,7 @@ class PointHead:
     segment_id: UUID
     version: int
     text_hash: str
-    facts: Facts = Facts()
+    facts: Facts = NO_FACTS
 
     def whole(self, dense: Vector | None, terms: Terms) -> Point:
         """The point, with its vectors."""

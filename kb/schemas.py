@@ -23,7 +23,7 @@ from pydantic import (
 )
 
 from kb.document_status import DisplayStatus
-from kb.models import DocForm, IndexingTechnique
+from kb.models import DocForm, FieldType, IndexingTechnique
 from kb.process_rules import ProcessRuleIn
 from kb.retrieval.conditions import (
     OTHER_SPELLINGS,
@@ -163,7 +163,9 @@ class Condition(Lenient):
 
 
 def _kind_of_condition(value: Any) -> str:
-    if isinstance(value, Negation) or (isinstance(value, Mapping) and "not" in value):
+    if isinstance(value, Negation):
+        return "not"
+    if isinstance(value, Mapping) and ("not" in value or "part" in value):
         return "not"
     if isinstance(value, MetadataFilter) or (isinstance(value, Mapping) and "conditions" in value):
         return "group"
@@ -181,6 +183,8 @@ AnyCondition = Annotated[
 class Negation(Lenient):
     """What its condition does not match, documents without the field among it (ours, beyond the
     contract)."""
+
+    model_config = ConfigDict(populate_by_name=True)  # as it is kept with a query
 
     part: AnyCondition = Field(alias="not", description="A condition or a group.")
 
@@ -520,6 +524,52 @@ class ExternalRetrieval(Lenient):
     query: str = ""
     retrieval_setting: RetrievalSetting | None = None
     metadata_condition: MetadataFilter | None = None
+
+
+class MetadataFieldCreate(Lenient):
+    """POST .../metadata."""
+
+    type: FieldType = Field(description="Of the field's values; a time is in Unix seconds.")
+    name: str = Field(
+        description="1 to 255 characters, unique in the dataset and no built-in field's.",
+        examples=["author"],
+    )
+
+
+class MetadataFieldUpdate(Lenient):
+    """PATCH .../metadata/{id}."""
+
+    name: str = Field(description="The new name.", examples=["writer"])
+
+
+class MetadataValue(Lenient):
+    """One value of a document."""
+
+    id: str = Field(description="Of the field; entries with `built-in` are passed over.")
+    name: str = Field(default="", description="Not looked at: the id says which field it is.")
+    value: Scalar | None = Field(
+        default=None,
+        description="Of the field's type; times also in ISO 8601. A null is no value.",
+        examples=["Ann", 2024],
+    )
+
+
+class MetadataOperation(Lenient):
+    """The metadata of one document."""
+
+    document_id: str = Field(description="A document of the dataset.")
+    metadata_list: list[MetadataValue] = Field(description="Its values, each field once.")
+    partial_update: bool = Field(
+        default=False, description="Keep values that are not given, instead of replacing all."
+    )
+
+
+class MetadataOperations(Lenient):
+    """POST .../documents/metadata."""
+
+    operation_data: list[MetadataOperation] = Field(
+        description="Applied in order, all or none; a limit of the server says how many."
+    )
 
 
 class WebhookCreate(Lenient):

@@ -353,6 +353,18 @@ class Limits(BaseModel):
     """Documents whose files one call may have in a zip."""
     file_link_s: int = Field(default=300, gt=0)
     """How long a link to a document's file may be opened."""
+    metadata_fields: int = Field(default=100, gt=0, le=1000)
+    """Of one dataset, built-in ones not counted."""
+    metadata_assignments: int = Field(default=50_000, gt=0)
+    """Values that one bulk call sets, and documents that it names."""
+    metadata_value_chars: int = Field(default=10_000, gt=0)
+    """Of a text in a metadata field."""
+    filter_conditions: int = Field(default=100, gt=0)
+    """Comparisons in one filter."""
+    filter_depth: int = Field(default=10, gt=0, le=100)
+    """Groups and negations within each other in one filter."""
+    filter_values: int = Field(default=10_000, gt=0)
+    """Values in all lists of one filter together."""
     chunk_chars: int = Field(default=4000, ge=50)
     """Upper bound of `max_tokens` in a process rule."""
     segments: int = Field(default=0, ge=0)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from sqlalchemy.orm import Session
 
 from kb.datasets import Counts, count_documents, members_of
+from kb.metadata.fields import Field, fields_of
 from kb.models import Dataset, Tag
 from kb.tags import tags_of
 
@@ -24,14 +25,17 @@ class Facts:
     counts: Counts = field(default_factory=Counts)
     tags: Sequence[Tag] = ()
     members: Sequence[uuid.UUID] = ()
+    fields: Sequence[Field] = ()
+    """Of its documents' metadata, the built-in ones at the end while they are switched on."""
 
 
 def facts_of(session: Session, rows: Sequence[Dataset]) -> dict[uuid.UUID, Facts]:
     """Of each of these datasets; as many statements for a page as for one."""
     ids = [row.id for row in rows]
-    counts, tags, members = (
+    counts, tags, members, fields = (
         count_documents(session, ids),
         tags_of(session, ids),
         members_of(session, ids),
+        fields_of(session, ids),
     )
-    return {i: Facts(counts[i], tags[i], members[i]) for i in ids}
+    return {i: Facts(counts[i], tags[i], members[i], tuple(fields[i])) for i in ids}

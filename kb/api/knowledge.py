@@ -16,8 +16,8 @@ from kb.api.deps import Access, AccessDep, QueryLogDep
 from kb.api.retrieval import (
     check_long_query,
     clock,
+    conditions_of,
     json_response,
-    refuse_filter,
     remembered,
     search_settings,
 )
@@ -91,11 +91,17 @@ def _ask(session: Session, query: str, asked: KnowledgeRetrieval, access: Access
     chosen = choose(session, caller.workspace_id, caller.dataset_id, asked.dataset_ids)
     manual = asked.metadata_filtering_mode == "manual"
     conditions = asked.metadata_filtering_conditions if manual else None
-    refuse_filter(conditions)
     model = shared_model(asked.multiple_retrieval_config, chosen.datasets, conditions)
     settings = search_settings(model, resources.settings)
     with clock() as took_ms:
-        found = gather(session, query, chosen.datasets, settings, resources)
+        found = gather(
+            session,
+            query,
+            chosen.datasets,
+            settings,
+            resources,
+            conditions=conditions_of(conditions),
+        )
     return _Asked(query, chosen, model, found, took_ms())
 
 

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request
 
 from kb import queries
 from kb.api.deps import Access, AccessDep, Page, PageDep, QueryLogDep, path_id, query_text
-from kb.api.retrieval import clock, found_by, search_settings
+from kb.api.retrieval import clock, conditions_of, found_by, search_settings
 from kb.api.shapes import epoch, text
 from kb.errors import InvalidParam, NotFound
 from kb.knowledge.asking import choose, gather
@@ -118,7 +118,9 @@ def _again(session: Any, row: DatasetQuery, access: Access) -> list[Found]:
     ids = row.settings.get("dataset_ids", [str(row.dataset_id)])
     caller = access.caller
     datasets = choose(session, caller.workspace_id, caller.dataset_id, ids).datasets
-    return found_by(gather(session, row.content, datasets, settings, resources).hits)
+    conditions = conditions_of(model.metadata_filtering_conditions)
+    found = gather(session, row.content, datasets, settings, resources, conditions=conditions)
+    return found_by(found.hits)
 
 
 def shape(row: DatasetQuery) -> Json:

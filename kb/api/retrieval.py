@@ -29,7 +29,8 @@ from kb.errors import InvalidParam, KBError, NotFound, ProviderNotInitialized, U
 from kb.models import Dataset
 from kb.query_log import Found, QueryLog
 from kb.resources import Resources
-from kb.retrieval.conditions import comparisons
+from kb.retrieval.conditions import Conditions
+from kb.retrieval.filters import compile_filters
 from kb.retrieval.fusion import Weights
 from kb.retrieval.service import retrieve
 from kb.retrieval.types import Hit, RetrievalSettings, SearchMethod
@@ -63,10 +64,15 @@ def retrieve_segments(
         stored = RetrievalModelIn.model_validate(dataset.retrieval_model or {})
         model = asked.retrieval_model or stored
         query = check_query(asked.query, resources.settings)
-        refuse_filter(model.metadata_filtering_conditions)
         settings = search_settings(model, resources.settings)
         with clock() as took_ms:
-            found = retrieve(session, query, [dataset], settings, resources)
+            filters = compile_filters(
+                session,
+                [dataset],
+                conditions_of(model.metadata_filtering_conditions),
+                resources.settings.limits,
+            )
+            found = retrieve(session, query, [dataset], settings, resources, filters=filters)
         records = [shapes.record(hit, explain=explain) for hit in found.hits]
     history.add(
         dataset.id,
@@ -182,19 +188,9 @@ def _weights(model: RetrievalModelIn, settings: Settings) -> Weights:
     return Weights(given.vector_setting.vector_weight, given.keyword_setting.keyword_weight)
 
 
-def refuse_filter(asked: MetadataFilter | None) -> None:
-    """Refuse conditions on metadata rather than answer as if there were none.
-
-    Raises:
-        InvalidParam: there is a condition that would have an effect.
-    """
-    tree = asked.tree() if asked else None
-    if tree is not None:
-        name = next(comparisons(tree)).name
-        raise InvalidParam(
-            f"metadata field {name!r}: documents have no metadata fields yet, so "
-            "conditions on them cannot be answered; leave metadata_filtering_conditions out"
-        )
+def conditions_of(asked: MetadataFilter | None) -> Conditions | None:
+    """What a request asks of documents' metadata; None: nothing."""
+    return asked.tree() if asked is not None else None
 
 
 async def _external_body(request: Request, resources: ResourcesDep) -> Any:
@@ -247,7 +243,6 @@ def _answer_external(
     history: QueryLog,
 ) -> Response:
     setting = asked.retrieval_setting
-    refuse_filter(asked.metadata_condition)
     query = check_long_query(asked.query, resources.settings)
     with reading(resources.sessions) as session:
         dataset = find_dataset(session, caller, asked.knowledge_id)
@@ -260,7 +255,13 @@ def _answer_external(
         )
         settings = search_settings(model, resources.settings)
         with clock() as took_ms:
-            found = retrieve(session, query, [dataset], settings, resources)
+            filters = compile_filters(
+                session,
+                [dataset],
+                conditions_of(asked.metadata_condition),
+                resources.settings.limits,
+            )
+            found = retrieve(session, query, [dataset], settings, resources, filters=filters)
         records = [shapes.external_record(hit) for hit in found.hits]
     history.add(
         dataset.id,

@@ -90,8 +90,10 @@ def dataset(row: Dataset, facts: Facts, *, embedding_available: bool | None) -> 
             "score_threshold": threshold or 0.0,
             "score_threshold_enabled": model["score_threshold_enabled"] or None,
         },
-        "doc_metadata": [],
-        "built_in_field_enabled": False,
+        "doc_metadata": [
+            {"id": text(f.id) or "built-in", "name": f.name, "type": f.type} for f in facts.fields
+        ],
+        "built_in_field_enabled": row.built_in_field_enabled,
         "pipeline_id": None,
         "runtime_mode": "general",
         "chunk_structure": None,

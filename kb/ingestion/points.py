@@ -12,9 +12,10 @@ from sqlalchemy import func, or_, select
 from sqlalchemy.orm import Session
 
 from kb.db import Sessions, reading
+from kb.metadata.facts import facts_of
 from kb.metrics import INDEX_POINTS, INDEX_SECONDS
 from kb.models import ChildChunk, Dataset, Document, Segment
-from kb.ports import Point, SegmentIndex, Space
+from kb.ports import NO_FACTS, Facts, Point, SegmentIndex, Space
 from kb.retrieval.analysis import analyse
 from kb.retrieval.bm25 import terms_of_document
 from kb.tracing import span
@@ -30,7 +31,9 @@ class Leaf:
     """A text that belongs into the index: a segment's, or a child chunk's in its place.
 
     `version` is the one in preparation that will hold it, or else the one that answers: it is
-    higher than the bound of every delete that was written down for this id before.
+    higher than the bound of every delete that was written down for this id before. `facts` are
+    those of its document. Whoever writes a leaf looks afterwards whether it still is as it was:
+    a change of metadata before that look is seen here, a later one finds the point.
     """
 
     id: uuid.UUID
@@ -39,6 +42,7 @@ class Leaf:
     version: int
     text: str
     text_hash: str
+    facts: Facts = NO_FACTS
 
 
 def write_leaves(
@@ -67,6 +71,7 @@ def write_leaves(
             text_hash=leaf.text_hash,
             dense=None if vectors is None else vectors[i],
             terms=terms_of_document(analyse(leaf.text), average_length=average_length),
+            facts=leaf.facts,
         )
         for i, leaf in enumerate(leaves)
     ]
@@ -120,14 +125,26 @@ def find_average(session: Session, dataset_id: uuid.UUID) -> float | None:
     return session.scalar(select(Dataset.average_length).where(Dataset.id == dataset_id))
 
 
+def find_facts(session: Session, document_id: uuid.UUID) -> Facts:
+    """What the points of a document can be filtered by, at this moment."""
+    return facts_of(session, [document_id]).get(document_id, NO_FACTS)
+
+
 def find_leaves(session: Session, ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, Leaf]:
     """Those of these texts that are there at this moment, acknowledged by the index or not."""
-    return {
-        row[0]: Leaf(*row)
+    rows = [
+        row
         for part in _parts(ids)
         for statement, key in (_segments(), _children())
         for row in session.execute(statement.where(key.in_(part)))
-    }
+    ]
+    return {leaf.id: leaf for leaf in _leaves(session, rows)}
+
+
+def _leaves(session: Session, rows: Sequence[Any]) -> list[Leaf]:
+    """Rows of `_segments` or `_children`, with their documents' facts."""
+    facts = facts_of(session, {row[2] for row in rows})
+    return [Leaf(*(*row, facts.get(row[2], NO_FACTS))) for row in rows]
 
 
 def unknown_ids(session: Session, ids: Sequence[uuid.UUID]) -> set[uuid.UUID]:
@@ -162,11 +179,11 @@ def indexed_leaves(
         while True:
             page = wanted if after is None else wanted.where(key > after)
             with reading(sessions) as session:
-                rows = session.execute(page.order_by(key).limit(batch)).all()
-            if not rows:
+                leaves = _leaves(session, session.execute(page.order_by(key).limit(batch)).all())
+            if not leaves:
                 break
-            yield [Leaf(*row) for row in rows]
-            after = rows[-1][0]
+            yield leaves
+            after = leaves[-1].id
 
 
 def _segments() -> tuple[Any, Any]:

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 
 from kb.db import Sessions, after_commit, moment, reading, retried, shared, transaction
 from kb.ingestion.claims import Claim, LeaseLost, Paused, hold_dataset
-from kb.ingestion.points import Embed, Leaf, find_average, write_leaves
+from kb.ingestion.points import Embed, Leaf, find_average, find_facts, write_leaves
 from kb.ingestion.staging import (
     Rows,
     Table,
@@ -23,6 +23,7 @@ from kb.ingestion.staging import (
     upsert_staged,
 )
 from kb.jobs import LATE_S, enqueue
+from kb.metadata.labels import touch
 from kb.models import (
     ChildChunk,
     Dataset,
@@ -33,7 +34,7 @@ from kb.models import (
     Segment,
     text_key,
 )
-from kb.ports import BlobStore, SegmentIndex, Space
+from kb.ports import NO_FACTS, BlobStore, Facts, SegmentIndex, Space
 from kb.reports import of_staging
 from pipelines.errors import Cancelled, PipelineError
 from pipelines.types import Chunked, Vectors
@@ -85,8 +86,9 @@ class DocumentSink:
         """Seconds spent on embedding, which happens while the index node runs."""
         self.segments = 0
         """Segments of the version, once it is live."""
-        self._written: tuple[list[uuid.UUID], float] = ([], 0.0)
-        """Points that SQL does not know as written yet, and the average length they assume."""
+        self._written: tuple[list[uuid.UUID], float, Facts] = ([], 0.0, NO_FACTS)
+        """Points that SQL does not know as written yet, the average length that they assume, and
+        their document's facts."""
         self.stages: list[dict[str, Any]] = []
         """{"node", "kind", "seconds"} of what ran before the index node, for the report."""
         self.stage_times: dict[str, Any] = {}
@@ -207,7 +209,7 @@ class DocumentSink:
                 raise Cancelled("this worker was told to stop")
             if average is None:
                 raise LeaseLost("the dataset is gone")
-            self._written = [leaf.id for leaf in batch], average
+            self._written = [leaf.id for leaf in batch], average, batch[0].facts
             write_leaves(
                 self._index,
                 self._space,
@@ -232,14 +234,17 @@ class DocumentSink:
         shared(session, f"weights of {self._claim.dataset_id}")
 
     def _acknowledge(self, session: Session) -> None:
-        """Mark what was written as done, unless a rebuild of the weights began meanwhile.
+        """Mark what was written as done, unless a rebuild of the weights began meanwhile, or the
+        document's metadata changed.
 
         A rebuild writes what it finds marked; what it cannot have found is written again here.
         """
-        ids, average = self._written
+        ids, average, facts = self._written
         if not ids:
             return
         if find_average(session, self._claim.dataset_id) != average:
+            return
+        if find_facts(session, self._claim.document_id) != facts:
             return
         for table in (Segment,) if self._flat else (Segment, ChildChunk):
             session.execute(
@@ -251,14 +256,14 @@ class DocumentSink:
         after_commit(session, self._forget_written)
 
     def _forget_written(self) -> None:
-        self._written = ([], 0.0)
+        self._written = ([], 0.0, NO_FACTS)
 
     def take_back(self) -> None:
         """Have the points settled that were written after the lease was lost.
 
         A job deletes those that nothing in SQL stands for and writes the others as SQL has them.
         """
-        ids, _ = self._written
+        ids, _, _ = self._written
         if not ids:
             return
         with transaction(self._sessions) as session:
@@ -341,6 +346,7 @@ class DocumentSink:
             lease_expires_at=None,
         )
         session.execute(self._version_update().values(live_at=at))
+        touch(session, claim.dataset_id, [claim.document_id])
         self._watch_drift(session)
 
     def _version_update(self) -> Any:
@@ -436,9 +442,11 @@ def staged_points(session: Session, claim: Claim, *, limit: int, flat: bool = Fa
         if not flat and len(segments) < limit
         else []
     )
+    rows = [*segments, *children]
+    facts = find_facts(session, claim.document_id) if rows else NO_FACTS
     return [
-        Leaf(row[0], row[1], claim.document_id, claim.version, row[2], row[3])
-        for row in [*segments, *children]
+        Leaf(row[0], row[1], claim.document_id, claim.version, row[2], row[3], facts)
+        for row in rows
     ]
 
 

@@ -10,10 +10,12 @@ from dataclasses import dataclass, field
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from kb.errors import Forbidden, KBError, NotFound
+from kb.errors import Forbidden, InvalidParam, KBError, NotFound
 from kb.knowledge.schemas import MultipleRetrieval
 from kb.models import Dataset, IndexingTechnique
 from kb.resources import Resources
+from kb.retrieval.conditions import Conditions
+from kb.retrieval.filters import Filter, compile_filters
 from kb.retrieval.service import retrieve
 from kb.retrieval.types import Hit, RetrievalSettings
 from kb.schemas import MetadataFilter, RerankingModel, RetrievalModelIn
@@ -135,13 +137,26 @@ def gather(
     datasets: Sequence[Dataset],
     settings: RetrievalSettings,
     resources: Resources,
+    *,
+    conditions: Conditions | None = None,
 ) -> Gathered:
-    """Ask all of them; one that fails is left out.
+    """Ask all of them; one that fails is left out, and so is one whose fields are of other types
+    than the conditions are.
 
     Raises:
         KBError, TransientError: every one of them failed; what the first of them said.
     """
-    found = retrieve(session, query, datasets, settings, resources, partial=True)
-    if datasets and len(found.failures) == len(datasets):
-        raise next(iter(found.failures.values()))
-    return Gathered(found.hits, found.failures, found.timings_ms)
+    failures: dict[uuid.UUID, Failure] = {}
+    filters: dict[uuid.UUID, Filter] = {}
+    for dataset in datasets:
+        try:
+            limits = resources.settings.limits
+            filters |= compile_filters(session, [dataset], conditions, limits)
+        except InvalidParam as exc:
+            failures[dataset.id] = exc
+    asked = [dataset for dataset in datasets if dataset.id not in failures]
+    found = retrieve(session, query, asked, settings, resources, filters=filters, partial=True)
+    failures |= found.failures
+    if datasets and len(failures) == len(datasets):
+        raise next(iter(failures.values()))
+    return Gathered(found.hits, failures, found.timings_ms)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from uuid import UUID
 
-from kb.ports import SegmentIndex, Space, Terms
+from kb.ports import SegmentIndex, Space, Terms, Where
+from kb.retrieval.filters import Filter
 from kb.retrieval.fusion import LegScore, Weights, fuse, normalise_dense, normalise_text
 from kb.retrieval.legs import Leg
 from kb.retrieval.types import SearchMethod
@@ -23,6 +24,14 @@ class Plan:
     dataset_id: UUID
     method: SearchMethod
     weights: Weights
+    filter: Filter | None = None
+
+    @property
+    def where(self) -> Where | None:
+        """What the index is asked to restrict itself to."""
+        if self.filter is None or isinstance(self.filter.where, bool):
+            return None
+        return self.filter.where
 
     @property
     def fuses(self) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from itertools import chain
@@ -59,11 +59,19 @@ def _started(search: Search, depth: int, pool: Executor) -> Search:
     return lambda limit: ahead.result() if limit == depth else search(limit)
 
 
-def read_legs(session: Session, searches: dict[Name, Search], depth: int) -> dict[Name, Leg]:
+def read_legs(
+    session: Session,
+    searches: dict[Name, Search],
+    depth: int,
+    passing: Callable[[Name, Set[UUID]], Set[UUID]] | None = None,
+) -> dict[Name, Leg]:
     """For each search its best `depth` live points, or all when there are fewer.
 
     A point that is not live (deleted, disabled, replaced, not yet switched to) gives its place
     to the next one, so that an index which lags behind does not change a result.
+
+    Args:
+        passing: which of these documents a search may find; None: all.
     """
     legs: dict[Name, Leg] = {}
     limit = depth
@@ -73,6 +81,9 @@ def read_legs(session: Session, searches: dict[Name, Search], depth: int) -> dic
         live = live_points(session, chain.from_iterable(found.values()))
         for name, points in found.items():
             alive = [p for p in points if p.id in live]
+            if passing is not None:
+                kept = passing(name, {live[p.id] for p in alive})
+                alive = [p for p in alive if live[p.id] in kept]
             exhausted = len(points) < limit
             if exhausted or len(alive) >= depth:
                 legs[name] = Leg(alive, exhausted).cut(depth)

@@ -11,6 +11,7 @@ from uuid import UUID
 from sqlalchemy import BindParameter, Connection, Executable, Select, bindparam, select
 from sqlalchemy.orm import Session
 
+from kb.metadata.facts import maps_of
 from kb.models import ChildChunk, Document, Segment
 from kb.ports import Scored
 from kb.retrieval.types import HitDocument
@@ -28,12 +29,12 @@ def _answering(statement: Any) -> Select[Any]:
 # Built once: SQLAlchemy takes longer to build an IN of a hundred values than SQLite to answer it.
 _GIVEN: BindParameter[Any] = bindparam("ids", expanding=True)
 _LIVE_SEGMENTS = _answering(
-    select(Segment.id, Segment.text_hash).where(
+    select(Segment.id, Segment.document_id, Segment.text_hash).where(
         Segment.id.in_(_GIVEN), Segment.has_children.is_(False)
     )
 )
 _LIVE_CHILDREN = _answering(
-    select(ChildChunk.id, ChildChunk.text_hash)
+    select(ChildChunk.id, ChildChunk.document_id, ChildChunk.text_hash)
     .join(Segment, Segment.id == ChildChunk.segment_id)
     .where(ChildChunk.id.in_(_GIVEN), ChildChunk.live)
 )
@@ -57,8 +58,8 @@ def hold_snapshot(session: Session) -> None:
     session.execute(_ANY_ROW)  # SQLite's snapshot begins with the first table that is read
 
 
-def live_points(session: Session, points: Iterable[Scored]) -> set[UUID]:
-    """Which of these points stand for text that answers queries now.
+def live_points(session: Session, points: Iterable[Scored]) -> dict[UUID, UUID]:
+    """Which of these points stand for text that answers queries now: point id -> document id.
 
     A point that was made of another text than its row has is as good as deleted: the row was
     edited, and its point is being written.
@@ -76,7 +77,7 @@ def live_points(session: Session, points: Iterable[Scored]) -> set[UUID]:
         _rows(connection, _LIVE_SEGMENTS, of_segments),
         _rows(connection, _LIVE_CHILDREN, of_children),
     )
-    return {id for id, text_hash in rows if hashes[id] == text_hash}
+    return {id: document for id, document, text_hash in rows if hashes[id] == text_hash}
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,12 +90,11 @@ class Rows:
 
 
 def load(session: Session, segment_ids: Sequence[UUID], child_ids: Sequence[UUID]) -> Rows:
-    """Read the rows behind these ids: a statement for each kind, per 500."""
+    """Read the rows behind these ids: a statement for each kind, per 500, and some for metadata."""
+    rows = list(_rows(session, _SEGMENTS, segment_ids))
+    shown = maps_of(session, {row[1]: (row[1], row[0].dataset_id, row[4]) for row in rows}.values())
     return Rows(
-        {
-            row[0].id: (row[0], HitDocument(*row[1:]))
-            for row in _rows(session, _SEGMENTS, segment_ids)
-        },
+        {row[0].id: (row[0], HitDocument(row[1], row[2], row[3], shown[row[1]])) for row in rows},
         {id: (content, position) for id, content, position in _rows(session, _CHILDREN, child_ids)},
     )
 

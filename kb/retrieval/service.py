@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from functools import partial
 from math import ceil
@@ -19,6 +19,7 @@ from kb.resources import Resources, space_of
 from kb.retrieval.analysis import terms_of_query
 from kb.retrieval.candidates import Plan, Pool, complete, contenders, gather
 from kb.retrieval.failures import Failures
+from kb.retrieval.filters import Filters
 from kb.retrieval.fusion import Weights
 from kb.retrieval.legs import Leg, Search, read_legs, start
 from kb.retrieval.rows import hold_snapshot, load
@@ -53,6 +54,7 @@ def retrieve(
     settings: RetrievalSettings,
     resources: Resources,
     *,
+    filters: Filters | None = None,
     partial: bool = False,
 ) -> Retrieved:
     """The best segments of these datasets, as if every live text had been scored on every leg.
@@ -67,6 +69,8 @@ def retrieve(
     The query is embedded once per embedding space, while the text legs are searched.
 
     Args:
+        filters: by dataset, what its documents' metadata must say (`compile_filters`). The index
+            applies them, and SQL has the last word on what it found.
         partial: leave a dataset out that cannot be asked, and say so in `failures`.
     Raises:
         ProviderNotInitialized: a dataset's embedding model is not configured here.
@@ -76,22 +80,28 @@ def retrieve(
     try:
         with span("retrieve", method=settings.method, datasets=len(datasets)):
             failures = Failures(leave_out=partial)
-            return _retrieve(session, query, datasets, settings, resources, clock, failures)
+            asked = _Asked(query, datasets, settings, filters or {})
+            return _retrieve(session, asked, resources, clock, failures)
     finally:
         clock.observe(settings.method)
 
 
+class _Asked(NamedTuple):
+    """What `retrieve` was asked."""
+
+    query: str
+    datasets: Sequence[Dataset]
+    settings: RetrievalSettings
+    filters: Filters
+
+
 def _retrieve(
-    session: Session,
-    query: str,
-    datasets: Sequence[Dataset],
-    settings: RetrievalSettings,
-    resources: Resources,
-    clock: _Clock,
-    failures: Failures,
+    session: Session, asked: _Asked, resources: Resources, clock: _Clock, failures: Failures
 ) -> Retrieved:
+    query, settings = asked.query, asked.settings
+    datasets = [d for d in asked.datasets if d.id not in failures.by_dataset]
     with span("plan"):
-        plans = _plans([d for d in datasets if d.id not in failures.by_dataset], settings)
+        plans = _plans(datasets, settings, asked.filters)
     if not query.strip() or not plans:
         return Retrieved((), clock.stages, failures.by_dataset)
     hold_snapshot(session)
@@ -107,7 +117,8 @@ def _retrieve(
             question.embed()
         with clock.stage("search"):
             unsettled = failures.others(unsettled)
-            legs = read_legs(session, text_legs | question.ask_dense(unsettled, depth), depth)
+            searches = text_legs | question.ask_dense(unsettled, depth)
+            legs = read_legs(session, searches, depth, question.passing(session))
             unsettled = failures.others(unsettled)
             pools |= question.drafts(legs, unsettled)
             best_text = max((pool.best_text for pool in pools.values()), default=0.0)
@@ -116,7 +127,7 @@ def _retrieve(
             )
             pools |= question.completed({i: pools[i] for i in unsettled}, wanted)
             if len(failures.others(pools)) < len(pools):  # the scores of others depend on theirs
-                return _retrieve(session, query, datasets, settings, resources, clock, failures)
+                return _retrieve(session, asked, resources, clock, failures)
         with clock.stage("fuse"):
             groups = _assemble(pools.values(), best_text, settings)
             unsettled = [
@@ -131,12 +142,17 @@ def _retrieve(
     return Retrieved(hits, clock.stages, failures.by_dataset)
 
 
-def _plans(datasets: Sequence[Dataset], settings: RetrievalSettings) -> dict[UUID, Plan]:
-    """By dataset id; datasets that never received a document have nothing to search."""
+def _plans(
+    datasets: Sequence[Dataset], settings: RetrievalSettings, filters: Filters
+) -> dict[UUID, Plan]:
+    """By dataset id; datasets that never received a document have nothing to search, nor have those
+    whose filter no document can pass.
+    """
     plans: dict[UUID, Plan] = {}
     for dataset in datasets:
         space = space_of(dataset)
-        if space is None:
+        filter = filters.get(dataset.id)
+        if space is None or (filter is not None and filter.where is False):
             continue
         method = settings.method
         if dataset.indexing_technique is IndexingTechnique.ECONOMY:  # has no dense vectors
@@ -144,7 +160,7 @@ def _plans(datasets: Sequence[Dataset], settings: RetrievalSettings) -> dict[UUI
         weights = settings.weights
         if method is not SearchMethod.HYBRID:
             weights = Weights(1.0, 0.0) if method.uses_dense else Weights(0.0, 1.0)
-        plans[dataset.id] = Plan(space, dataset.id, method, weights)
+        plans[dataset.id] = Plan(space, dataset.id, method, weights, filter)
     return plans
 
 
@@ -183,6 +199,7 @@ class _Question:
             with failures.of(self._embedded_in(name)):
                 self._embedders[name] = resources.embedders(name)
         self._vectors: dict[str, Vector] = {}
+        self._passing: dict[UUID, dict[UUID, bool]] = {}
         self._terms, _ = terms_of_query(query)
 
     def _in(self, space_name: str) -> list[UUID]:
@@ -241,12 +258,32 @@ class _Question:
 
     def _best(self, plan: Plan, limit: int) -> list[Scored]:
         with _TEXT_LEG.time(), span("leg text", limit=limit):
-            return self._index.best(plan.space, plan.dataset_id, self._terms, limit)
+            return self._index.best(
+                plan.space, plan.dataset_id, self._terms, limit, where=plan.where
+            )
 
     def _nearest(self, plan: Plan, limit: int) -> list[Scored]:
         vector = self._vectors[plan.space.name]
         with _DENSE_LEG.time(), span("leg dense", limit=limit):
-            return self._index.nearest(plan.space, plan.dataset_id, vector, limit)
+            return self._index.nearest(plan.space, plan.dataset_id, vector, limit, where=plan.where)
+
+    def passing(self, session: Session) -> Callable[[_LegName, Set[UUID]], Set[UUID]] | None:
+        """Which documents a leg may find: the index may lag behind, SQL does not."""
+        if all(plan.filter is None for plan in self._plans.values()):
+            return None
+
+        def passing(name: _LegName, documents: Set[UUID]) -> Set[UUID]:
+            filter = self._plans[name[0]].filter
+            if filter is None:
+                return documents
+            known = self._passing.setdefault(name[0], {})
+            asked = documents - known.keys()
+            if asked:
+                kept = filter.passing(session, asked)
+                known.update((document_id, document_id in kept) for document_id in asked)
+            return {document_id for document_id in documents if known[document_id]}
+
+        return passing
 
     def drafts(self, legs: Mapping[_LegName, Leg], dataset_ids: Iterable[UUID]) -> dict[UUID, Pool]:
         """What the legs of these datasets found."""
