@@ -337,6 +337,34 @@ class Client:
         path = self._path(dataset)
         return self._json("POST", f"{path}/documents/{self._document_id(path, name)}/retry")
 
+    def steer_document(self, dataset: str, name: str, action: str, **body: Any) -> Json:
+        """`pause`, `resume`, `retry`, `cancel` or `rechunk` (with `process_rule`) a document."""
+        path = self._path(dataset)
+        path = f"{path}/documents/{self._document_id(path, name)}/{action}"
+        return self._json("POST", path, json=body)
+
+    def steer_documents(self, action: str, matching: Json, **body: Any) -> Json:
+        """The same with all documents that match: `dataset_id`, `status`, `error_code`, `tag` ...
+
+        Returns:
+            `matched` and `affected` (how many), `document_ids` and `documents` (those affected).
+        """
+        return self._json(
+            "POST", f"/v1/documents/{action}", json={"filter": matching, **body}, timeout=_LONG_S
+        )
+
+    def rename_document(self, dataset: str, name: str, to: str) -> Json:
+        """Give a document another name; nothing is indexed anew."""
+        path = self._path(dataset)
+        path = f"{path}/documents/{self._document_id(path, name)}/rename"
+        return self._json("POST", path, json={"name": to})
+
+    def document_report(self, dataset: str, name: str, version: int | None = None) -> Json:
+        """What became of a document's file: pages, rows, chunks, times, errors."""
+        path = self._path(dataset)
+        path = f"{path}/documents/{self._document_id(path, name)}/report"
+        return self._json("GET", path, params={"version": version} if version else {})
+
     def upload(
         self, dataset: str, name: str, data: bytes, settings: Json | None = None
     ) -> tuple[Json, str]:

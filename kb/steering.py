@@ -120,11 +120,21 @@ class Filter:
 
 
 @dataclass(frozen=True)
+class Changed:
+    """A document to which it was done."""
+
+    id: uuid.UUID
+    dataset_id: uuid.UUID
+    name: str
+    batch: str
+
+
+@dataclass(frozen=True)
 class Steered:
-    """What came of it: how many documents matched, and which of them were changed."""
+    """What came of it: how many documents matched, and those of them that were changed."""
 
     matched: int
-    document_ids: list[uuid.UUID]
+    changed: list[Changed]
 
 
 def _tagged(tags: Sequence[str]) -> Select[Any]:
@@ -181,7 +191,7 @@ def steer_all(
     if rule is not None:
         validate(rule)
     matching = _matching(resources, workspace_id, asked)
-    changed: list[uuid.UUID] = []
+    changed: list[Changed] = []
     for dataset_id, ids in _parts(matching):
         work = partial(_steer_part, resources, workspace_id, dataset_id, ids, asked, action, rule)
         changed += retried(work)
@@ -223,7 +233,7 @@ def _steer_part(
     asked: Filter,
     action: Action,
     rule: ProcessRuleIn | None,
-) -> list[uuid.UUID]:
+) -> list[Changed]:
     with transaction(resources.sessions) as session:
         try:
             dataset = get_dataset(session, workspace_id, dataset_id, lock=True)
@@ -234,7 +244,7 @@ def _steer_part(
         for document in documents:
             _DO[action](session, dataset, document, resources, rule)
             rule = None  # the first one's is the dataset's latest now, which the others get
-        return [document.id for document in documents]
+        return [Changed(d.id, d.dataset_id, d.name, d.batch) for d in documents]
 
 
 def _not_applicable(document: Document, action: Action) -> InvalidParam:

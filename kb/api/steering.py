@@ -48,8 +48,17 @@ def steer_documents(action: str, body: JsonBody, access: AccessDep) -> dict[str,
     return {
         "action": wanted.value,
         "matched": done.matched,
-        "affected": len(done.document_ids),
-        "document_ids": [str(document_id) for document_id in done.document_ids],
+        "affected": len(done.changed),
+        "document_ids": [str(row.id) for row in done.changed],
+        "documents": [
+            {
+                "id": str(row.id),
+                "dataset_id": str(row.dataset_id),
+                "name": row.name,
+                "batch": row.batch,
+            }
+            for row in done.changed
+        ],
     }
 
 

@@ -1,4 +1,4 @@
-"""`kb documents`: list, show, delete, retry."""
+"""`kb documents`: list, show, delete, retry; what steers documents is in `kb.cli.steering`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from kb.cli.client import connect
 from kb.cli.naming import document_name
 from kb.cli.options import Target, dataset_option, examples, json_option, target_options
 from kb.cli.output import count, moment, print_json, print_table, seconds
+from kb.cli.steering import COMMANDS, act, filter_of, which_documents
 
 
 @click.group(
@@ -17,11 +18,16 @@ from kb.cli.output import count, moment, print_json, print_table, seconds
         "kb documents list --dataset handbook",
         "kb documents show warranty.pdf --dataset handbook",
         "kb documents retry scan.pdf --dataset handbook",
+        "kb documents pause --status queuing --dataset handbook",
     )
 )
 @target_options()
 def documents() -> None:
-    """List, show, delete and retry documents."""
+    """List, show, delete, rename, pause, cancel and retry documents."""
+
+
+for _command in COMMANDS:
+    documents.add_command(_command)
 
 
 @documents.command(
@@ -158,33 +164,35 @@ def delete(target: Target, document: str, dataset: str, yes: bool) -> None:
     epilog=examples(
         "kb documents retry scan.pdf --dataset handbook",
         "kb documents retry --all --dataset handbook",
+        "kb documents retry --error-code store_unavailable --no-wait",
     )
 )
-@click.argument("document", required=False)
-@dataset_option
-@click.option("--all", "every", is_flag=True, help="Every document that failed.")
+@which_documents
 @click.option("--no-wait", is_flag=True, help="Queue, do not wait for the outcome.")
+@json_option
 @target_options()
 @click.pass_obj
-def retry(target: Target, document: str | None, dataset: str, every: bool, no_wait: bool) -> None:
-    """Try a failed document again; DOCUMENT is its name or id.
+def retry(target: Target, /, no_wait: bool, as_json: bool, **asked: Any) -> None:
+    """Try a failed document, or all that match, again; DOCUMENT is its name or id.
 
-    It goes on after its last checkpoint. The exit code is 1 if it fails again.
+    It goes on after its last checkpoint. With --dataset the outcome is waited for, and the exit
+    code is 1 if one fails again.
     """
     from kb.cli.ingest import Accepted, follow
 
-    if (document is None) is not every:
-        raise click.UsageError("give either DOCUMENT or --all")
+    if no_wait or asked["dataset"] is None:
+        act(target, "retry", asked, as_json)
+        return
     with connect(target) as client:
-        dataset_id = client.dataset(dataset)["id"]
-        if document is not None:
-            names = [client.document(dataset_id, document_name(document))["id"]]
+        dataset_id = client.dataset(asked["dataset"])["id"]
+        matching = filter_of(client, asked)
+        if matching is None:
+            name = document_name(asked["document"])
+            accepted = [Accepted.of(client.steer_document(dataset_id, name, "retry"))]
         else:
-            names = [
-                d["id"] for d in client.documents(dataset_id) if d["display_status"] == "error"
-            ]
-        if not names:
+            done = client.steer_documents("retry", matching)
+            accepted = [Accepted(d["name"], d["id"], d["batch"]) for d in done["documents"]]
+        if not accepted:
             click.echo("no document has failed")
             return
-        accepted = [Accepted.of(client.retry_document(dataset_id, name)) for name in names]
         follow(client, dataset_id, accepted, wait=not no_wait)

@@ -356,11 +356,12 @@ def _settings(technique: str | None, doc_form: str | None, process_rule: str | N
     if doc_form:
         settings["doc_form"] = doc_form
     if process_rule:
-        settings["process_rule"] = _rule(process_rule)
+        settings["process_rule"] = process_rule_of(process_rule)
     return settings
 
 
-def _rule(given: str) -> Json:
+def process_rule_of(given: str) -> Json:
+    """What `--process-rule` says: JSON, or a file's after `@`."""
     text = given
     if given.startswith("@"):
         try:

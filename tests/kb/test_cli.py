@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from kb.api.deps import find_caller
 from kb.api_keys import add_api_key, add_first_api_key, list_hints
-from kb.cli.ingest import _rule
+from kb.cli.ingest import process_rule_of
 from kb.cli.main import kb
 from kb.cli.naming import document_name, find_sources
 from kb.cli.options import CliError
@@ -276,12 +276,12 @@ def test_durations_and_counts_read_naturally() -> None:
 )
 def test_an_unusable_process_rule_is_refused(rule: str, message: str) -> None:
     with pytest.raises(CliError, match=message):
-        _rule(rule)
+        process_rule_of(rule)
 
 
 def test_a_process_rule_can_come_from_a_file(tmp_path: Path) -> None:
     (tmp_path / "rule.json").write_text('{"mode": "automatic"}')
-    assert _rule(f"@{tmp_path / 'rule.json'}") == {"mode": "automatic"}
+    assert process_rule_of(f"@{tmp_path / 'rule.json'}") == {"mode": "automatic"}
 
 
 def run(*arguments: str, **environment: str) -> tuple[int, str]:
