@@ -10,7 +10,15 @@ from sqlalchemy import ColumnElement, func, select, update
 from sqlalchemy.orm import Session
 
 from kb.errors import NotFound
-from kb.models import ChildChunk, Document, DocumentVersion, PipelineRun, Segment
+from kb.models import (
+    ChildChunk,
+    Document,
+    DocumentVersion,
+    OverlayState,
+    PipelineRun,
+    Segment,
+    SegmentOverlay,
+)
 from pipelines.types import Chunked
 
 Json = dict[str, Any]
@@ -162,8 +170,25 @@ def report_of(session: Session, document: Document, version: DocumentVersion) ->
             if run.status in ("failed", "lost")
         ],
         "warnings": version.warnings or [],
-        "conflicts": noted.get("conflicts") or [],
+        "conflicts": _conflicts(session, document, version, noted),
     }
+
+
+def _conflicts(
+    session: Session, document: Document, version: DocumentVersion, noted: Json
+) -> list[Json]:
+    """Hand edits that do not fit it; of the version that answers, those that nobody settled."""
+    entries: list[Json] = noted.get("conflicts") or []
+    if version.number != document.version or not entries:
+        return entries
+    left = session.scalars(
+        select(SegmentOverlay.id).where(
+            SegmentOverlay.document_id == document.id,
+            SegmentOverlay.state == OverlayState.CONFLICT,
+        )
+    )
+    known = {str(i) for i in left}
+    return [entry for entry in entries if entry["overlay_id"] in known]
 
 
 def state_of(document: Document, version: DocumentVersion) -> str:

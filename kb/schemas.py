@@ -424,6 +424,13 @@ class SegmentUpdate(Lenient):
     segment: SegmentPatch
 
 
+class OverlayApply(Lenient):
+    """POST .../overlays/{overlay_id}/apply: where a hand edit that fits no more shall go."""
+
+    segment_id: UUID
+    child_chunk_id: Annotated[UUID | None, BeforeValidator(_blank_to_none)] = None
+
+
 class ChildIn(Lenient):
     """The text of a child chunk."""
 

@@ -27,6 +27,7 @@ from kb.schemas import (
     MetadataFieldCreate,
     MetadataFieldUpdate,
     MetadataOperations,
+    OverlayApply,
     SegmentsCreate,
     SegmentUpdate,
     TagBind,
@@ -70,6 +71,7 @@ BODIES: dict[tuple[str, str], type[BaseModel]] = {
     ("patch", f"{_DOCUMENT}/segments/{{segment_id}}/child_chunks/{{child_chunk_id}}"): ChildIn,
     ("post", "/v1/models"): ModelCreate,
     ("patch", "/v1/models/{model_id}"): ModelUpdate,
+    ("post", f"{_DOCUMENT}/overlays/{{overlay_id}}/apply"): OverlayApply,
     ("post", "/v1/webhooks"): WebhookCreate,
     ("patch", "/v1/webhooks/{webhook_id}"): WebhookUpdate,
 }
@@ -121,6 +123,7 @@ QUERIES: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
         "keyword": ("string", "part of the content"),
         "status": ("string", "waiting, indexing or completed; may be sent more than once"),
     },
+    ("get", f"{_DOCUMENT}/overlays"): _PAGE | {"state": ("string", "active, dormant or conflict")},
     ("get", f"{_DOCUMENT}/segments/{{segment_id}}/child_chunks"): _PAGE
     | {"keyword": ("string", "part of the content")},
     ("post", f"{_DATASET}/retrieve"): {

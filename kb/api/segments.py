@@ -36,7 +36,7 @@ def create_segments(
     is the question and `answer` is asked for. In a hierarchical document child chunks are made by
     its rule. A body that cannot be used is answered with `{"error": "..."}`.
     """
-    place = _place(access, dataset_id, document_id)
+    place = place_of(access, dataset_id, document_id)
     _check_document(place)
     items = _new_segments(body, access.resources.settings.limits)
     ids = segments.add_segments(place, items)
@@ -50,7 +50,9 @@ def create_segments(
     }
 
 
-def _place(access: Access, dataset_id: str, document_id: str) -> Place:
+def place_of(access: Access, dataset_id: str, document_id: str) -> Place:
+    """The document of a path, to be edited."""
+
     def find(session: Session) -> tuple[Dataset, Document]:
         dataset = access.dataset(session, dataset_id)
         return dataset, access.document(session, dataset, document_id)
@@ -132,10 +134,11 @@ def get_segment(
     dataset_id: str, document_id: str, segment_id: str, access: AccessDep
 ) -> dict[str, Any]:
     """Show a segment."""
-    return _shown(_place(access, dataset_id, document_id), segment_id)
+    return shown(place_of(access, dataset_id, document_id), segment_id)
 
 
-def _shown(place: Place, segment_id: str) -> dict[str, Any]:
+def shown(place: Place, segment_id: str) -> dict[str, Any]:
+    """A segment as GET shows it."""
     with place.reading() as session:
         _, document = place.find(session)
         row = segments.get_segment(session, document, path_id("segment", segment_id))
@@ -155,9 +158,9 @@ def update_segment(
     In force when the call returns: the old text is not found any more, the new one is. With
     `regenerate_child_chunks` the children are made anew from the content; without, they stay.
     """
-    place = _place(access, dataset_id, document_id)
+    place = place_of(access, dataset_id, document_id)
     key = path_id("segment", segment_id)
-    _shown(place, segment_id)
+    shown(place, segment_id)
     asked = parse(SegmentUpdate, body).segment
     _check_length("segment.content", asked.content or "", access.resources.settings.limits)
     change = SegmentChange(
@@ -169,7 +172,7 @@ def update_segment(
         regenerate=asked.regenerate_child_chunks,
     )
     segments.change_segment(place, key, change)
-    return _shown(place, segment_id)
+    return shown(place, segment_id)
 
 
 @router.delete(_SEGMENT, status_code=204)
@@ -177,7 +180,7 @@ def delete_segment(
     dataset_id: str, document_id: str, segment_id: str, access: AccessDep
 ) -> Response:
     """Delete a segment with its child chunks."""
-    place = _place(access, dataset_id, document_id)
+    place = place_of(access, dataset_id, document_id)
     segments.delete_segment(place, path_id("segment", segment_id))
     return Response(status_code=204)
 
@@ -190,9 +193,9 @@ def create_child_chunk(
     dataset_id: str, document_id: str, segment_id: str, body: JsonBody, access: AccessDep
 ) -> dict[str, Any]:
     """Add a child chunk to a segment of a hierarchical document; it is found at once."""
-    place = _place(access, dataset_id, document_id)
+    place = place_of(access, dataset_id, document_id)
     key = path_id("segment", segment_id)
-    _shown(place, segment_id)
+    shown(place, segment_id)
     child_id = segments.add_child(place, key, _child_content(body, access))
     return _child(place, segment_id, str(child_id))
 
@@ -223,7 +226,7 @@ def list_child_chunks(
     access: AccessDep,
 ) -> dict[str, Any]:
     """List a segment's child chunks in order; `keyword` is a part of the content."""
-    place = _place(access, dataset_id, document_id)
+    place = place_of(access, dataset_id, document_id)
     with access.reading() as session:
         _, document = place.find(session)
         segment = segments.get_segment(session, document, path_id("segment", segment_id))
@@ -254,7 +257,7 @@ def update_child_chunk(
     access: AccessDep,
 ) -> dict[str, Any]:
     """Give a child chunk another text; the old one is not found any more."""
-    place = _place(access, dataset_id, document_id)
+    place = place_of(access, dataset_id, document_id)
     keys = path_id("segment", segment_id), path_id("child chunk", child_chunk_id)
     _child(place, segment_id, child_chunk_id)
     segments.change_child(place, *keys, _child_content(body, access))
@@ -266,7 +269,7 @@ def delete_child_chunk(
     dataset_id: str, document_id: str, segment_id: str, child_chunk_id: str, access: AccessDep
 ) -> Response:
     """Delete a child chunk; a segment without any is found by its own text."""
-    place = _place(access, dataset_id, document_id)
+    place = place_of(access, dataset_id, document_id)
     keys = path_id("segment", segment_id), path_id("child chunk", child_chunk_id)
     segments.delete_child(place, *keys)
     return Response(status_code=204)

@@ -13,10 +13,21 @@ from sqlalchemy.orm import Session
 
 from kb.db import Sessions, after_commit, moment, reading, retried, shared, transaction
 from kb.ingestion.claims import Claim, LeaseLost, Paused, hold_dataset
+from kb.ingestion.overlays import (
+    Laid,
+    classify,
+    find_anchors,
+    flipped_parents,
+    has_overlays,
+    lay_over,
+    place_ids,
+)
 from kb.ingestion.points import Embed, Leaf, find_average, find_facts, write_leaves
 from kb.ingestion.staging import (
+    Row,
     Rows,
     Table,
+    child_row,
     drop_other_stagings,
     rows_of,
     switch_rows,
@@ -37,6 +48,7 @@ from kb.models import (
 from kb.ports import NO_FACTS, BlobStore, Facts, SegmentIndex, Space
 from kb.reports import of_staging
 from pipelines.errors import Cancelled, PipelineError
+from pipelines.types import ChildChunk as ChildChunkOf
 from pipelines.types import Chunked, Vectors
 
 _ROWS = 500  # ids per job
@@ -122,20 +134,29 @@ class DocumentSink:
         """
         if self._staged:
             return
-        rows = rows_of(chunked.chunks, self._claim, self._actor, self._count_tokens)
+        with reading(self._sessions) as session:
+            anchors = find_anchors(session, self._claim.document_id)
+        rows = rows_of(
+            chunked.chunks,
+            self._claim,
+            self._actor,
+            self._count_tokens,
+            lambda identities: place_ids(self._claim.document_id, identities, anchors),
+        )
         key: str | None = None
         if chunked.source_text:
             key = text_key(self._claim.document_id, self._claim.version)
             self._blobs.put(key, chunked.source_text.encode("utf-8", "surrogatepass"))
         try:
-            paused = retried(partial(self._commit_stage, rows, key, chunked))
+            paused, flat = retried(partial(self._commit_stage, rows, key, chunked))
         except LeaseLost:
             self._drop_text(key)
             raise
-        self._staged, self._flat = True, not rows.children
+        self._staged, self._flat = True, flat
         _stop_if(paused)
 
-    def _commit_stage(self, rows: Rows, key: str | None, chunked: Chunked) -> bool:
+    def _commit_stage(self, rows: Rows, key: str | None, chunked: Chunked) -> tuple[bool, bool]:
+        """Whether a person paused the document, and whether the version has no child chunk."""
         with transaction(self._sessions) as session:
             unset = find_average(session, self._claim.dataset_id) is None
             hold_dataset(session, self._claim.dataset_id, to_change=unset)
@@ -145,7 +166,8 @@ class DocumentSink:
                 attempts=0,  # progress: what crashes from here on is not the file's doing
                 **self.stage_times,
             )
-            self._stage_rows(session, rows, first=unset)
+            laid = lay_over(session, self._claim, rows, self._child_by_hand)
+            self._stage_rows(session, laid, first=unset)
             session.execute(
                 self._version_update().values(
                     staged_at=moment(),
@@ -154,10 +176,16 @@ class DocumentSink:
                     report=of_staging(chunked, self.stages),
                 )
             )
-        return paused
+        return paused, not (laid.rows.children or laid.children)
 
-    def _stage_rows(self, session: Session, rows: Rows, *, first: bool) -> None:
-        version = self._claim.version
+    def _child_by_hand(
+        self, child_id: uuid.UUID, segment_id: uuid.UUID, position: int, text: str
+    ) -> Row:
+        child = ChildChunkOf(text, 0, 0)
+        return child_row(child_id, segment_id, position, child, self._claim, self._actor)
+
+    def _stage_rows(self, session: Session, laid: Laid, *, first: bool) -> None:
+        version, rows = self._claim.version, laid.rows
         if version > 1:
             removed = drop_other_stagings(session, self._claim.document_id, version)
             # Again later: the worker that was overtaken may be writing one of them right now.
@@ -165,6 +193,7 @@ class DocumentSink:
                 self._delete_points(session, removed, wait_s=wait_s)
         upsert_staged(session, Segment, rows.segments, version)
         upsert_staged(session, ChildChunk, rows.children, version)
+        laid.keep(session, version)
         if first:  # it fixes the average length until drift calls for a rebuild
             session.execute(
                 update(Dataset)
@@ -311,11 +340,16 @@ class DocumentSink:
 
     def _go_live(self, session: Session) -> None:
         claim = self._claim
+        overlaid = has_overlays(session, claim.document_id)
+        flipped = flipped_parents(session, claim) if overlaid else []
         removed = (
             [] if self._flat and claim.version == 1 else switch_rows(session, ChildChunk, claim)
         )
         removed += switch_rows(session, Segment, claim)
         self._delete_points(session, removed, wait_s=self._keep_replaced_s)
+        if overlaid:
+            classify(session, claim)
+        self._settle_later(session, flipped)
         self.segments, words, tokens, started, at = session.execute(
             select(
                 func.count(),
@@ -382,6 +416,15 @@ class DocumentSink:
                 ids=[str(i) for i in ids[at : at + _ROWS]],
                 up_to_version=up_to_version,
                 **payload,
+            )
+
+    def _settle_later(self, session: Session, ids: Sequence[uuid.UUID]) -> None:
+        for at in range(0, len(ids), _ROWS):
+            enqueue(
+                session,
+                JobKind.SETTLE_POINTS,
+                dataset_id=str(self._claim.dataset_id),
+                ids=[str(i) for i in ids[at : at + _ROWS]],
             )
 
     def _watch_drift(self, session: Session) -> None:

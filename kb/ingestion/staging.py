@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -42,34 +42,43 @@ class Rows:
         return max(1.0, sum(counts) / max(1, len(counts)))
 
 
+PlaceIds = Callable[[Sequence[str]], Sequence[uuid.UUID]]
+"""Identities of a document's chunks, in order -> their ids."""
+
+
 def rows_of(
-    chunks: Iterable[Chunk],
+    chunks: Sequence[Chunk],
     claim: Claim,
     actor: uuid.UUID,
     count_tokens: Callable[[Sequence[str]], list[int]] | None,
+    place_ids: PlaceIds,
 ) -> Rows:
     """One row per chunk and per child chunk, with ids that the same texts get again.
 
     Args:
         actor: who is named as the rows' creator.
         count_tokens: of the embedding model; None leaves the counts at 0.
+        place_ids: gives the segments' ids.
     """
     segments: list[Row] = []
     children: list[Row] = []
-    seen: Counter[str] = Counter()
-    for chunk in chunks:
-        whole = chunk.text if chunk.answer is None else f"{chunk.text}\0{chunk.answer}"
-        segment_id = stable_id(claim.document_id, text_hash(whole), seen)
+    ids = place_ids([identity_of(chunk.text, chunk.answer) for chunk in chunks])
+    for chunk, segment_id in zip(chunks, ids, strict=True):
         segments.append(_segment_row(segment_id, chunk, claim, actor))
         seen_children: Counter[str] = Counter()
         for position, child in enumerate(chunk.children, start=1):
             child_id = stable_id(segment_id, text_hash(child.text), seen_children)
-            children.append(_child_row(child_id, segment_id, position, child, claim, actor))
+            children.append(child_row(child_id, segment_id, position, child, claim, actor))
     if count_tokens is not None:
         counts = count_tokens([row["content"] for row in segments])
         for row, tokens in zip(segments, counts, strict=True):
             row["tokens"] = tokens
     return Rows(segments, children)
+
+
+def identity_of(text: str, answer: str | None) -> str:
+    """What tells a chunk from the others of its document: the hash of all its text."""
+    return text_hash(text if answer is None else f"{text}\0{answer}")
 
 
 def counted(text: str, answer: str | None = None) -> Row:
@@ -123,7 +132,7 @@ def _segment_row(segment_id: uuid.UUID, chunk: Chunk, claim: Claim, actor: uuid.
     }
 
 
-def _child_row(
+def child_row(
     child_id: uuid.UUID,
     segment_id: uuid.UUID,
     position: int,
@@ -131,6 +140,7 @@ def _child_row(
     claim: Claim,
     actor: uuid.UUID,
 ) -> Row:
+    """A child chunk of a version in preparation."""
     return _common(claim, actor) | {
         "id": child_id,
         "segment_id": segment_id,

@@ -1,5 +1,6 @@
 """Segments: list them, and edit them and their child chunks by hand."""
 
+from kb.segments.conflicts import apply_overlay, dismiss_overlay
 from kb.segments.editing import (
     NewSegment,
     SegmentChange,
@@ -18,6 +19,7 @@ from kb.segments.listing import (
     list_children,
     list_segments,
 )
+from kb.segments.overlays import list_overlays, suggestions
 from kb.segments.place import Place
 
 __all__ = [
@@ -26,14 +28,18 @@ __all__ = [
     "SegmentChange",
     "add_child",
     "add_segments",
+    "apply_overlay",
     "change_child",
     "change_segment",
     "check_open",
     "children_of",
     "delete_child",
     "delete_segment",
+    "dismiss_overlay",
     "get_child",
     "get_segment",
     "list_children",
+    "list_overlays",
     "list_segments",
+    "suggestions",
 ]

@@ -18,12 +18,23 @@ from kb.models import (
     DocForm,
     Document,
     IndexingStatus,
+    OverlayKind,
     ProcessRule,
     Segment,
     SegmentStatus,
 )
 from kb.process_rules import AUTOMATIC_RULES, children_of
 from kb.segments.listing import get_child, get_segment
+from kb.segments.overlays import (
+    forget,
+    is_added,
+    note,
+    note_added,
+    note_change,
+    note_child,
+    note_deletion,
+    seen_before,
+)
 from kb.segments.place import Edit, Place
 from pipelines.errors import NodeError
 
@@ -50,6 +61,7 @@ class SegmentChange:
         sets_answer: `answer` counts, None too; in documents of questions and answers only.
         enabled: False on an enabled segment disables it, and nothing else is changed.
         regenerate: make the child chunks anew from the content.
+        children: what they then are; None: what the document's rule makes of the content.
     """
 
     content: str | None = None
@@ -58,6 +70,7 @@ class SegmentChange:
     keywords: tuple[str, ...] = ()
     enabled: bool | None = None
     regenerate: bool = False
+    children: tuple[str, ...] | None = None
 
 
 # -- segments
@@ -122,6 +135,7 @@ def _add(
         added.append(row.id)
         edit.unsettled.append(row.id)
         _add_children(edit, row, texts, AUTOMATIC)
+        note_added(edit, row)
 
 
 def _take_back(place: Place, added: Sequence[uuid.UUID]) -> None:
@@ -156,7 +170,9 @@ def change_segment(place: Place, segment_id: uuid.UUID, asked: SegmentChange) ->
     if asked.enabled is False and row.enabled:
         place.change({}, partial(_disable, segment_id))
         return
-    texts = split(content) if asked.regenerate else []
+    texts: Sequence[str] = []
+    if asked.regenerate:
+        texts = split(content) if asked.children is None else asked.children
     indexed = texts or ([content] if asked.regenerate or not was_parent else [])
     tokens = place.prepare(indexed, [content])
     place.change(tokens, partial(_change, segment_id, asked, split))
@@ -181,6 +197,8 @@ def _new_content(row: Segment, asked: SegmentChange) -> str | None:
 
 def _disable(segment_id: uuid.UUID, edit: Edit) -> None:
     row = get_segment(edit.session, edit.document, segment_id)
+    if not is_added(edit, row.id):
+        note(edit, OverlayKind.DISABLED, row, seen_before(edit, row))
     row.enabled, row.disabled_at, row.disabled_by = False, now(), edit.actor
 
 
@@ -188,19 +206,29 @@ def _change(segment_id: uuid.UUID, asked: SegmentChange, split: Split, edit: Edi
     row = get_segment(edit.session, edit.document, segment_id)
     _check_changeable(row, asked)
     content = _new_content(row, asked)
+    seen = seen_before(edit, row)
     if asked.enabled or content is not None:
         row.enabled, row.disabled_at, row.disabled_by = True, None, None
-    answer = asked.answer if asked.sets_answer else row.answer
-    if content is not None or answer != row.answer:
+        forget(edit, OverlayKind.DISABLED, row.id)
+    answer = row.answer
+    if asked.sets_answer and edit.document.doc_form is DocForm.QA:
+        answer = asked.answer
+    changed = content is not None or answer != row.answer
+    if changed:
         edit.unsettled.append(row.id)
         _set_text(edit, row, row.content if content is None else content, answer)
-    if asked.keywords:
-        row.keywords = list(asked.keywords)
+    if asked.keywords and list(asked.keywords) != row.keywords:
+        row.keywords, changed = list(asked.keywords), True
     row.updated_at, row.updated_by = now(), edit.actor
-    if asked.regenerate and edit.document.doc_form is DocForm.HIERARCHICAL:
+    anew = asked.regenerate and edit.document.doc_form is DocForm.HIERARCHICAL
+    if anew:
         _remove_children(edit, row)
-        _add_children(edit, row, split(row.content), AUTOMATIC)
+        texts = split(row.content) if asked.children is None else asked.children
+        _add_children(edit, row, texts, AUTOMATIC)
         _refresh_parent(edit, row)
+    if (changed or anew) and not is_added(edit, row.id):
+        edit.session.flush()
+        note_change(edit, row, seen, regenerated=anew)
 
 
 def delete_segment(place: Place, segment_id: uuid.UUID) -> None:
@@ -224,6 +252,7 @@ def delete_segment(place: Place, segment_id: uuid.UUID) -> None:
 
 
 def _remove_segment(edit: Edit, row: Segment) -> None:
+    note_deletion(edit, row)
     _remove_children(edit, row)
     edit.removed.append(row.id)
     edit.session.delete(row)
@@ -251,6 +280,7 @@ def add_child(place: Place, segment_id: uuid.UUID, content: str) -> uuid.UUID:
         row = _live_segment(edit, segment_id)
         (child,) = _add_children(edit, row, [content], CUSTOMIZED)
         _refresh_parent(edit, row)
+        note_child(edit, row, OverlayKind.CHILD_ADDED, child, "", content)
         return child
 
     return place.change({}, add)
@@ -272,10 +302,12 @@ def change_child(place: Place, segment_id: uuid.UUID, child_id: uuid.UUID, conte
     def change(edit: Edit) -> None:
         row = _live_segment(edit, segment_id)
         child = get_child(edit.session, edit.document, row, child_id)
-        child.content = content
+        before, child.content = child.content, content
         _set_counted(child, content)
         child.type, child.updated_at = CUSTOMIZED, now()
         edit.unsettled.append(child.id)
+        edit.session.flush()
+        note_child(edit, row, OverlayKind.CHILD_EDITED, child.id, before, content)
 
     place.change({}, change)
 
@@ -302,8 +334,10 @@ def delete_child(place: Place, segment_id: uuid.UUID, child_id: uuid.UUID) -> No
         row = _live_segment(edit, segment_id)
         child = get_child(edit.session, edit.document, row, child_id)
         edit.removed.append(child.id)
+        before = child.content
         edit.session.delete(child)
         _refresh_parent(edit, row)
+        note_child(edit, row, OverlayKind.CHILD_DELETED, child_id, before, "")
 
     place.change({}, remove)
 

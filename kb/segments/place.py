@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from sqlalchemy import func, select
+from sqlalchemy import CursorResult, delete, func, select
 from sqlalchemy.orm import Session
 
 from kb.db import reading, retried, transaction
@@ -24,7 +24,7 @@ from kb.ingestion.claims import hold_dataset
 from kb.ingestion.embedding_cache import embed_cached
 from kb.jobs import enqueue, enqueue_own, finish_job, release_job
 from kb.maintenance import settle_points
-from kb.models import Dataset, Document, JobKind, Segment
+from kb.models import Dataset, Document, JobKind, Segment, SegmentOverlay
 from kb.resources import Resources, space_of
 from pipelines.errors import TransientError
 
@@ -76,6 +76,8 @@ class Place:
 
     resources: Resources
     find: Callable[[Session], tuple[Dataset, Document]]
+    resolves: uuid.UUID | None = None
+    """The conflict that the change settles: it is gone with the same commit."""
 
     def reading(self) -> AbstractContextManager[Session]:
         """A session over one snapshot."""
@@ -115,6 +117,7 @@ class Place:
         def commit() -> tuple[Result, uuid.UUID, list[uuid.UUID], list[uuid.UUID]]:
             with transaction(resources.sessions) as session:
                 edit = self._open(session, tokens)
+                self._resolve(edit)
                 result = work(edit)
                 session.flush()
                 _recount(session, edit.document)
@@ -142,6 +145,19 @@ class Place:
             ) from exc
         for job_id in job_ids:
             finish_job(resources.sessions, job_id)
+
+    def _resolve(self, edit: Edit) -> None:
+        if self.resolves is None:
+            return
+        gone = edit.session.execute(
+            delete(SegmentOverlay).where(
+                SegmentOverlay.id == self.resolves,
+                SegmentOverlay.document_id == edit.document.id,
+            )
+        )
+        assert isinstance(gone, CursorResult)
+        if gone.rowcount != 1:
+            raise NotFound("overlay", self.resolves)
 
     def _open(self, session: Session, tokens: Tokens) -> Edit:
         """Lock in the order dataset, document, segment; then no worker passes a checkpoint."""

@@ -98,6 +98,26 @@ class Book:
         assert answer.status_code == 200, answer.text
         return dict(answer.json())
 
+    def overlays(self, state: str = "") -> list[tuple[str, str]]:
+        """Hand edits as (kind, state)."""
+        return [(row["kind"], row["state"]) for row in self.overlay_rows(state)]
+
+    def overlay_rows(self, state: str = "") -> list[dict[str, Any]]:
+        path = f"/v1/datasets/{self.dataset}/documents/{self.id}/overlays?limit=100&state={state}"
+        answer = self.lab.client.get(path)
+        assert answer.status_code == 200, answer.text
+        return list(answer.json()["data"])
+
+    def settle_conflict(self, overlay: str, status: int = 200, **target: Any) -> Any:
+        """Apply a hand edit to a segment, or dismiss it when none is named."""
+        path = f"/v1/datasets/{self.dataset}/documents/{self.id}/overlays/{overlay}"
+        if target:
+            answer = self.lab.client.post(f"{path}/apply", json=target)
+        else:
+            answer = self.lab.client.delete(path)
+        assert answer.status_code == status, answer.text
+        return answer.json() if answer.content else None
+
     def counts(self) -> tuple[int, int, int]:
         """Words, tokens and segments that the document says it has."""
         answer = self.lab.client.get(f"/v1/datasets/{self.dataset}/documents").json()
