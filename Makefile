@@ -38,6 +38,7 @@ test: install services  ## Run all tests
 		--cov --cov-report=term $(ARGS)
 
 faults: install services  ## Kill, cut off and confuse a running installation; ROUNDS= SEED= ONLY=kind:number
+	@KB_TEST_KILL_ROUNDS=20 $(BIN)/pytest -q tests/e2e/test_kill.py
 	@$(BIN)/python -m tests.faults $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(SEED),--seed $(SEED)) \
 		$(if $(ONLY),--only "$(ONLY)")
 

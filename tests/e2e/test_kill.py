@@ -33,7 +33,7 @@ from tests.e2e.server_process import KEY, ServerProcess
 pytestmark = pytest.mark.e2e
 
 SEED = int(os.environ.get("KB_TEST_KILL_SEED", "1"))
-ROUNDS = int(os.environ.get("KB_TEST_KILL_ROUNDS", "20"))
+ROUNDS = int(os.environ.get("KB_TEST_KILL_ROUNDS", "8"))
 WORDS = re.findall(
     r"\w+",
     "amber anchor april barley basket beacon bramble bridge candle canyon cedar cellar cinder "

@@ -169,8 +169,8 @@ def test_threads_agree() -> None:
 @pytest.mark.parametrize(
     "unit", ["a", "a.", "_", "a_", "+", "1,000", "aB1", "é\u0301", "知", "ก็", "'s", "a/"]
 )
-def test_a_megabyte_without_a_space_takes_linear_time(unit: str) -> None:
-    text = unit * (1_000_000 // len(unit))
+def test_a_long_text_without_a_space_takes_linear_time(unit: str) -> None:
+    text = unit * (250_000 // len(unit))
     started = time.perf_counter()
     analyse(text)
     assert time.perf_counter() - started < 20, "quadratic time would take hours"

@@ -383,13 +383,13 @@ def test_a_definition_beyond_the_size_limit_is_not_read() -> None:
 
 
 def test_the_largest_hopeless_definition_is_refused_within_seconds() -> None:
-    nodes = "".join(f"- {{id: n{i}, kind: clean.upper}}\n" for i in range(12_000))
-    edges = "".join(f"- [n{i}, n{i ^ 1}]\n- [n{i}, m{i}]\n" for i in range(12_000))
+    nodes = "".join(f"- {{id: n{i}, kind: clean.upper}}\n" for i in range(4_000))
+    edges = "".join(f"- [n{i}, n{i ^ 1}]\n- [n{i}, m{i}]\n" for i in range(4_000))
     began = time.perf_counter()
     with pytest.raises(GraphError) as caught:
         graph(f"name: huge\nnodes:\n{nodes}edges:\n{edges}")
     assert time.perf_counter() - began < 15
-    assert len(caught.value.problems) > 12_000
+    assert len(caught.value.problems) > 4_000
     assert len(str(caught.value)) < 10_000
     assert str(caught.value).endswith("more")
 
