@@ -6,6 +6,7 @@ import os
 import random
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -350,10 +351,11 @@ def delivered_five_times(round_: Round) -> None:
     with redis.Redis.from_url(site.service.broker.url) as broker:
         for _ in range(3):
             for queue in QUEUES:
-                messages = broker.lrange(queue, 0, -1)
-                if messages:
-                    broker.rpush(queue, *(messages * 4))
-                    copied += len(messages)
+                there = Counter(broker.lrange(queue, 0, -1))  # with copies of the time before
+                copies = [message for message, n in there.items() for _ in range(5 - n)]
+                if copies:
+                    broker.rpush(queue, *copies)
+                    copied += len(copies)
             round_.some_work()
     load.disturb()
     round_.note = f"{copied} messages copied"
