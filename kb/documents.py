@@ -107,10 +107,16 @@ def shorten(name: str) -> str:
     return name if len(name) <= 80 else f"{name[:77]}..."
 
 
-def store_upload(upload: Upload, *, blobs: BlobStore, resources: Resources) -> UploadFile:
-    """Keep the bytes (durably, before any row speaks of them) and describe them."""
+def store_upload(
+    upload: Upload, *, blobs: BlobStore, resources: Resources, folder: str = "uploads"
+) -> UploadFile:
+    """Keep the bytes (durably, before any row speaks of them) and describe them.
+
+    Args:
+        folder: first part of the blob's key.
+    """
     file_id = uuid.uuid4()
-    key = f"uploads/{file_id}"
+    key = f"{folder}/{file_id}"
     blobs.put(key, upload.data)
     return UploadFile(
         id=file_id,

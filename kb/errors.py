@@ -83,6 +83,17 @@ class NotFound(KBError):
         self.noun, self.key = noun, key
 
 
+class NoPipeline(NotFound):
+    """The dataset is filled by uploads, not by a knowledge pipeline."""
+
+    def __init__(self, dataset: str) -> None:
+        KBError.__init__(
+            self,
+            f"dataset {dataset!r} has no pipeline; fill it with "
+            "POST /v1/datasets/{dataset_id}/document/create-by-file or create-by-text",
+        )
+
+
 class InvalidParam(KBError):
     """A value that cannot be used."""
 

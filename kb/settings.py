@@ -353,6 +353,8 @@ class Limits(BaseModel):
     """Documents whose files one call may have in a zip."""
     file_link_s: int = Field(default=300, gt=0)
     """How long a link to a document's file may be opened."""
+    pipeline_file_hours: float = Field(default=24, gt=0)
+    """How long a file uploaded for a pipeline waits for a document to use it."""
     metadata_fields: int = Field(default=100, gt=0, le=1000)
     """Of one dataset, built-in ones not counted."""
     metadata_assignments: int = Field(default=50_000, gt=0)

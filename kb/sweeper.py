@@ -13,6 +13,7 @@ from kb.jobs import due_jobs
 from kb.models import DatasetQuery, DeliveryStatus, PipelineRun, WebhookDelivery
 from kb.ports import Queue
 from kb.resources import Resources
+from kb.unused_files import remove_unused
 
 log = logging.getLogger("kb.sweeper")
 
@@ -61,6 +62,7 @@ def clean_up(resources: Resources) -> int:
         + _remove(resources, DatasetQuery, DatasetQuery.created_at < queries)
         + _remove_surplus_queries(resources, keep.keep_queries)
         + _remove(resources, WebhookDelivery, ended)
+        + remove_unused(resources)
     )
 
 

@@ -17,15 +17,19 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 
 from kb.api.deps import CallerDep, ResourcesDep, caller_of, check_path
 from kb.api.text import short, storable
+from kb.documents import Upload, check_upload
 from kb.errors import (
     BadRequest,
     BodyTooLarge,
+    FilenameMissing,
     FileTooLarge,
     InvalidParam,
     KBError,
     NoFileUploaded,
+    TooManyFiles,
     Unprocessable,
 )
+from kb.settings import Limits
 
 Body = TypeVar("Body", bound=BaseModel)
 
@@ -297,6 +301,28 @@ async def _settings(form: FormData) -> Any:
 
 
 MultipartForm = Annotated[Form, Depends(multipart)]
+
+
+def one_file(form: Form, limits: Limits) -> Upload:
+    """The only file of a multipart body, checked.
+
+    Raises:
+        NoFileUploaded, TooManyFiles, FilenameMissing: there is not one file with a name.
+        InvalidParam: its name holds a path.
+        UnsupportedFileType, FileTooLarge: it cannot be read here.
+    """
+    if not form.files:
+        raise NoFileUploaded("the upload has no file; send one part named 'file'")
+    if len(form.files) > 1:
+        raise TooManyFiles(f"the upload has {len(form.files)} files; send one file per call")
+    file = form.files[0]
+    if not file.name:
+        raise FilenameMissing("the part 'file' has no file name; send it with filename=\"...\"")
+    return check_upload(
+        Upload(file.name, file.data, file.media_type),
+        max_bytes=limits.file_bytes,
+        max_name_chars=limits.document_name_chars,
+    )
 
 
 async def update_form(

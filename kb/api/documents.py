@@ -12,21 +12,14 @@ from sqlalchemy.orm import Session
 
 from kb import document_status, documents
 from kb.api import shapes
-from kb.api.bodies import Form, JsonBody, MultipartForm, UpdateForm, parse
+from kb.api.bodies import JsonBody, MultipartForm, UpdateForm, one_file, parse
 from kb.api.deps import Access, AccessDep, PageDep, path_id, query_text
 from kb.api.document_metadata import entries_of
 from kb.api.text import short
 from kb.datasets import latest_rule
 from kb.db import after_commit
-from kb.documents import Upload, check_upload, discard_upload, store_upload
-from kb.errors import (
-    FilenameMissing,
-    InvalidMetadata,
-    InvalidParam,
-    NoFileUploaded,
-    NotFound,
-    TooManyFiles,
-)
+from kb.documents import Upload, discard_upload, store_upload
+from kb.errors import InvalidMetadata, InvalidParam, NotFound
 from kb.models import Dataset, Document, DocumentVersion, PipelineRun, ProcessRule, UploadFile
 from kb.ports import JobQueue
 from kb.schemas import (
@@ -96,29 +89,13 @@ def create_by_file(dataset_id: str, form: MultipartForm, access: AccessDep) -> d
             f"embedding_model_provider is {asked.embedding_model_provider!r} without an "
             "embedding_model; send both or neither"
         )
-    if not form.files:
-        raise NoFileUploaded("the upload has no file; send one part named 'file'")
-    upload = _file(form, access.resources.settings.limits)
+    upload = one_file(form, access.resources.settings.limits)
 
     def add(session: Session, dataset: Dataset, file: UploadFile | None) -> Document:
         assert file is not None
         return documents.add_document(session, dataset, upload.name, file, asked, access.resources)
 
     return _accept(dataset_id, upload, add, access)
-
-
-def _file(form: Form, limits: Limits) -> Upload:
-    """The only file of a multipart body, checked."""
-    if len(form.files) > 1:
-        raise TooManyFiles(f"the upload has {len(form.files)} files; send one file per call")
-    file = form.files[0]
-    if not file.name:
-        raise FilenameMissing("the part 'file' has no file name; send it with filename=\"...\"")
-    return check_upload(
-        Upload(file.name, file.data, file.media_type),
-        max_bytes=limits.file_bytes,
-        max_name_chars=limits.document_name_chars,
-    )
 
 
 @router.post("/documents/{document_id}/update-by-text")
@@ -161,7 +138,7 @@ def update_by_file(
             "them, or rename the document with POST .../rename"
         )
     limits = access.resources.settings.limits
-    upload = _file(form, limits) if form.files else None
+    upload = one_file(form, limits) if form.files else None
     name = upload.name if upload else None
     if asked.name is not None:
         name = checked_name(asked.name, limits)

@@ -58,10 +58,11 @@ def resources_of(client: TestClient) -> Resources:
 
 
 @contextmanager
-def served(settings: Settings) -> Iterator[tuple[str, int]]:
-    """A real HTTP server over these settings, without workers: host and port."""
+def served(settings: Settings, *, working: bool = False) -> Iterator[tuple[str, int]]:
+    """A real HTTP server over these settings, with or without workers: host and port."""
     with open_resources(settings) as resources:
-        app = create_app(resources, process_key=KEY)
+        runner = Runner(resources) if working else None
+        app = create_app(resources, runner=runner, process_key=KEY)
         server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="critical"))
         thread = threading.Thread(target=server.run, daemon=True)
         thread.start()
