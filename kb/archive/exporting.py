@@ -29,6 +29,7 @@ from kb.archive.layout import (
     Embedding,
     Manifest,
     Member,
+    OverlayRecord,
     Record,
     Rule,
     SegmentRecord,
@@ -45,6 +46,7 @@ from kb.models import (
     DocumentVersion,
     ProcessRule,
     Segment,
+    SegmentOverlay,
     UploadFile,
 )
 from kb.ports import Space
@@ -313,10 +315,23 @@ def _document(session: Session, document_id: uuid.UUID) -> _Exported | None:
         live=live,
         text=None,
         warnings=version.warnings if version is not None else None,
+        overlays=_overlays(session, document_id) if live else [],
     )
     rows, hashes = _rows(session, document_id) if live else ([], [])
     text_key = version.text_key if version is not None else None
     return _Exported(record, rows, hashes, upload.blob_key, text_key)
+
+
+def _overlays(session: Session, document_id: uuid.UUID) -> list[OverlayRecord]:
+    rows = session.scalars(
+        select(SegmentOverlay)
+        .where(SegmentOverlay.document_id == document_id)
+        .order_by(SegmentOverlay.created_at, SegmentOverlay.id)
+    )
+    return [
+        OverlayRecord(**{name: getattr(row, name) for name in OverlayRecord.model_fields})
+        for row in rows
+    ]
 
 
 def _rows(session: Session, document_id: uuid.UUID) -> tuple[list[Record], list[str]]:

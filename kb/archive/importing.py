@@ -10,7 +10,7 @@ import logging
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import IO, Any
 
 from sqlalchemy import CursorResult, delete, exists, func, insert, select, update
@@ -24,7 +24,7 @@ from kb.db import after_commit, exclusive, moment, now, reading, transaction
 from kb.errors import Conflict, DatasetNameDuplicate, InvalidParam
 from kb.ingestion.embedding_cache import embed_cached, remember_vectors, text_hash
 from kb.ingestion.points import Embed, Leaf, write_leaves
-from kb.ingestion.staging import counted
+from kb.ingestion.staging import counted, identity_of
 from kb.maintenance import abandon_import
 from kb.models import (
     IMPORTS_ID,
@@ -35,8 +35,10 @@ from kb.models import (
     IndexingStatus,
     Job,
     JobKind,
+    OverlayState,
     ProcessRule,
     Segment,
+    SegmentOverlay,
     SegmentStatus,
     UploadFile,
     Workspace,
@@ -158,6 +160,17 @@ class _Parts:
     record: DocumentRecord
     segments: list[SegmentRecord] = field(default_factory=list)
     children: list[ChildRecord] = field(default_factory=list)
+
+    @cached_property
+    def identities(self) -> dict[uuid.UUID, str]:
+        """What a pipeline made of segments and child chunks that were edited by hand since."""
+        known: dict[uuid.UUID, str] = {}
+        for overlay in self.record.overlays:
+            if overlay.identity is not None:
+                known[overlay.segment_id] = overlay.identity
+            if overlay.segment_id != overlay.target_id and overlay.original is not None:
+                known[overlay.target_id] = text_hash(overlay.original)
+        return known
 
 
 class _Building:
@@ -323,6 +336,8 @@ class _Building:
             for table, rows in ((Segment, segments), (ChildChunk, children)):
                 for at in range(0, len(rows), _ROWS):
                     session.execute(insert(table), rows[at : at + _ROWS])
+            if record.overlays:
+                session.execute(insert(SegmentOverlay), self._overlays(parts, document_id))
         self._documents += 1
         self._segments += len(segments)
         if record.live and at_once:
@@ -415,8 +430,7 @@ class _Building:
         places: dict[uuid.UUID, uuid.UUID] = {}
         segments: Rows = []
         for record in parts.segments:
-            answer = "" if record.answer is None else f"\0{record.answer}"
-            identity = text_hash(record.content + answer)
+            identity = parts.identities.get(record.id) or identity_of(record.content, record.answer)
             own = ids.under(parts.record.id, document_id, record.id, identity)
             places[record.id] = own
             segments.append(
@@ -436,7 +450,10 @@ class _Building:
             | counted(child.content, None)
             | {
                 "id": ids.under(
-                    child.segment_id, places[child.segment_id], child.id, text_hash(child.content)
+                    child.segment_id,
+                    places[child.segment_id],
+                    child.id,
+                    parts.identities.get(child.id) or text_hash(child.content),
                 ),
                 "segment_id": places[child.segment_id],
                 "type": child.made,
@@ -444,6 +461,34 @@ class _Building:
             for child in parts.children
         ]
         return segments, children
+
+    def _overlays(self, parts: _Parts, document_id: uuid.UUID) -> Rows:
+        """Hand edits, with the ids that their segments and child chunks have or would have here."""
+        ids, rows = self._ids, []
+        for overlay in parts.record.overlays:
+            segment = ids.under(
+                parts.record.id,
+                document_id,
+                overlay.segment_id,
+                parts.identities.get(overlay.segment_id, ""),
+            )
+            target = segment
+            if overlay.target_id != overlay.segment_id:
+                identity = parts.identities.get(overlay.target_id, "")
+                target = ids.under(overlay.segment_id, segment, overlay.target_id, identity)
+            rows.append(
+                overlay.model_dump()
+                | {
+                    "id": ids.document(overlay.id),
+                    "dataset_id": ids.dataset_id,
+                    "document_id": document_id,
+                    "segment_id": segment,
+                    "target_id": target,
+                    "matched_version": 1 if overlay.state is OverlayState.ACTIVE else None,
+                    "created_by": self._resources.owner_id,
+                }
+            )
+        return rows
 
     def _index(self, document_id: uuid.UUID, segments: Rows, children: Rows) -> None:
         """Write the points; the vectors come from the cache."""

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
-from kb.models import DocForm, IndexingTechnique
+from kb.models import DocForm, IndexingTechnique, OverlayKind, OverlayState
 
 FORMAT: Literal["kb-dataset"] = "kb-dataset"
 FORMAT_VERSION = 1
@@ -124,11 +124,29 @@ class Source(Record):
     lost: bool = False
 
 
+class OverlayRecord(Record):
+    """A hand edit; `target_id` is a segment or child chunk that may be gone."""
+
+    id: uuid.UUID
+    kind: OverlayKind
+    state: OverlayState
+    target_id: uuid.UUID
+    segment_id: uuid.UUID
+    identity: Sha256 | None
+    before: Sha256 | None
+    after: Sha256 | None
+    original: str | None
+    patch: dict[str, Any] | None
+    created_at: datetime
+    updated_at: datetime
+
+
 class DocumentRecord(Record):
     """A document; its segments and children follow it in the same file.
 
     `live`: it has segments. One that never went live is its source only, to be ingested anew.
-    `text`: SHA-256 of the extracted text, `texts/<sha256>`.
+    `text`: SHA-256 of the extracted text, `texts/<sha256>`. `overlays` are not in archives of
+    older versions of kb.
     """
 
     type: Literal["document"] = "document"
@@ -153,6 +171,7 @@ class DocumentRecord(Record):
     live: bool
     text: Sha256 | None
     warnings: list[Any] | None
+    overlays: list[OverlayRecord] = []
 
 
 class SegmentRecord(Record):
