@@ -22,6 +22,7 @@ from kb.models import (
     IndexingStatus,
     IndexingTechnique,
     JobKind,
+    ModelType,
     ProcessRule,
     TagBinding,
     UploadFile,
@@ -101,12 +102,16 @@ def _checked(model: RetrievalModelIn | None, resources: Resources) -> dict[str, 
         raise InvalidParam(
             f"retrieval_model.top_k is {model.top_k}; choose 1 to {most}, or raise KB_LIMITS__TOP_K"
         )
-    if model.reranks_by_model:
-        assert model.reranking_model is not None
-        raise InvalidParam(
-            f"rerank model {model.reranking_model.reranking_model_name!r} is not configured; set "
-            "retrieval_model.reranking_mode to 'weighted_score' or reranking_enable to false"
-        )
+    named = model.reranking_model
+    provider = named.reranking_provider_name if named else None
+    if named and named.reranking_model_name and (provider or model.reranks_by_model):
+        try:
+            resources.models.choose(ModelType.RERANK, provider, named.reranking_model_name)
+        except ProviderNotInitialized as exc:
+            raise InvalidParam(
+                f"retrieval_model: {exc.message}. Or set reranking_mode to 'weighted_score', and "
+                "leave reranking_model out"
+            ) from exc
     return model.stored()
 
 

@@ -95,9 +95,15 @@ LEG_SECONDS = Histogram(
 )
 RETRIEVAL_STAGE_SECONDS = Histogram(
     "kb_retrieval_stage_seconds",
-    "Time of a query in each stage: embed, search, fuse, hydrate",
+    "Time of a query in each stage: embed, search, fuse, hydrate, rerank",
     ["stage"],
     buckets=_QUICK,
+    registry=REGISTRY,
+)
+RERANKS = Counter(
+    "kb_reranks",
+    "Queries that asked for a rerank model, by outcome: done, partial, fallback",
+    ["outcome"],
     registry=REGISTRY,
 )
 REQUESTS = Counter(

@@ -281,6 +281,8 @@ class Retrieval(BaseModel):
     candidate_depth: int = Field(default=2000, gt=0, le=50_000)
     """At most so many candidates of each leg and dataset go into a hybrid query; it reads fewer,
     mostly 50, when those settle the answer."""
+    rerank_depth: int = Field(default=50, gt=0, le=1000)
+    """Best candidates of a query that a rerank model judges, over all its datasets together."""
     threads: int = Field(default=4, gt=0)
     """Legs searched in parallel in this process."""
     vector_weight: float = Field(default=0.5, ge=0, le=1)

@@ -113,7 +113,9 @@ class HttpReranker:
 
     def _scores(self, query: str, texts: Sequence[str], ends: float) -> list[float]:
         """Of all the texts, in one request unless the server refuses so many or such long ones."""
-        left_s = max(0.001, ends - time.monotonic())
+        left_s = ends - time.monotonic()
+        if left_s <= 0:
+            raise TransientError(f"the rerank server {self._endpoint.url} had no time left")
         patience = Patience(_ATTEMPTS, min(left_s, self._options.timeout_s), left_s, at_gate=False)
         request = Request("POST", self._endpoint.url, self._body(query, texts))
         try:

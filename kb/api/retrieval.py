@@ -25,7 +25,7 @@ from kb.api.deps import (
     query_flag,
 )
 from kb.db import reading
-from kb.errors import InvalidParam, KBError, NotFound, ProviderNotInitialized, Unauthorized
+from kb.errors import InvalidParam, KBError, NotFound, Unauthorized
 from kb.models import Dataset
 from kb.query_log import Found, QueryLog
 from kb.resources import Resources
@@ -33,7 +33,7 @@ from kb.retrieval.conditions import Conditions
 from kb.retrieval.filters import compile_filters
 from kb.retrieval.fusion import Weights
 from kb.retrieval.service import retrieve
-from kb.retrieval.types import Hit, RetrievalSettings, SearchMethod
+from kb.retrieval.types import Hit, RerankModel, RetrievalSettings, SearchMethod
 from kb.schemas import ExternalRetrieval, HitTesting, MetadataFilter, RetrievalModelIn
 from kb.settings import Settings
 from pipelines.errors import TransientError
@@ -55,7 +55,8 @@ def retrieve_segments(
 ) -> Response:
     """Find the segments that answer `query`; `retrieval_model` overrides the dataset's settings.
 
-    With `?explain=true` (ours, beyond the contract) each record says how its score came about.
+    With `?explain=true` (ours, beyond the contract) each record says how its score came about. When
+    a rerank model was asked, `rerank` says what came of it, such as that the fused order stands.
     """
     explain = query_flag(request, "explain")
     with access.reading() as session:
@@ -84,6 +85,8 @@ def retrieve_segments(
         latency_ms=took_ms(),
     )
     answer: dict[str, Any] = {"query": {"content": asked.query}, "records": records}
+    if found.rerank is not None:
+        answer["rerank"] = shapes.reranked(found.rerank)
     if explain:
         answer["timings_ms"] = found.timings_ms
     return json_response(answer)
@@ -152,7 +155,6 @@ def search_settings(model: RetrievalModelIn, settings: Settings) -> RetrievalSet
 
     Raises:
         InvalidParam: a value out of range.
-        ProviderNotInitialized: it names a rerank model; none is configured here.
     """
     top_k = _EXECUTED_TOP_K if model.top_k is None else model.top_k
     if not 1 <= top_k <= settings.limits.top_k:
@@ -160,24 +162,24 @@ def search_settings(model: RetrievalModelIn, settings: Settings) -> RetrievalSet
             f"top_k is {top_k}; it must lie between 1 and {settings.limits.top_k} "
             "(KB_LIMITS__TOP_K)"
         )
-    rerank = model.reranking_model
-    if (
-        model.reranking_enable
-        and model.reranking_mode != "weighted_score"
-        and rerank
-        and rerank.reranking_model_name
-    ):
-        raise ProviderNotInitialized(
-            f"rerank model {rerank.reranking_model_name!r} is not configured; use reranking_mode "
-            "'weighted_score' or set reranking_enable to false"
-        )
     threshold = (model.score_threshold or 0.0) if model.score_threshold_enabled else None
     try:
         return RetrievalSettings(
-            SearchMethod(model.search_method), top_k, threshold, _weights(model, settings)
+            SearchMethod(model.search_method),
+            top_k,
+            threshold,
+            _weights(model, settings),
+            _rerank_model(model),
         )
     except ValueError as exc:
         raise InvalidParam(str(exc)) from exc
+
+
+def _rerank_model(model: RetrievalModelIn) -> RerankModel | None:
+    named = model.reranking_model
+    if not model.reranks_by_model or named is None or not named.reranking_model_name:
+        return None
+    return RerankModel(named.reranking_provider_name or None, named.reranking_model_name)
 
 
 def _weights(model: RetrievalModelIn, settings: Settings) -> Weights:

@@ -22,7 +22,7 @@ from kb.models import (
 )
 from kb.process_rules import PLACEHOLDER_RULE
 from kb.retrieval.fusion import LegScore
-from kb.retrieval.types import Hit
+from kb.retrieval.types import Hit, Reranked, RerankScore
 
 Json = dict[str, Any]
 
@@ -346,8 +346,28 @@ def explanation(hit: Hit) -> Json:
         "point_id": str(why.point_id),
         "vector": _leg(why.dense, why.dense_weight),
         "full_text": _leg(why.text, why.text_weight),
+        "rerank": _rerank(why.rerank),
         "score": hit.score,
     }
+
+
+def reranked(outcome: Reranked) -> Json:
+    """What came of the rerank step; not applied: the fused order stands."""
+    return {
+        "provider": outcome.provider,
+        "model": outcome.model,
+        "applied": outcome.applied,
+        "complete": outcome.kind == "done",
+        "candidates": outcome.asked,
+        "judged": outcome.judged,
+        "error": outcome.error,
+    }
+
+
+def _rerank(step: RerankScore | None) -> Json | None:
+    if step is None:
+        return None
+    return {"fused_score": step.fused, "score": step.given, "behind": step.behind}
 
 
 def _leg(leg: LegScore | None, weight: float) -> Json | None:

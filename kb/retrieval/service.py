@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from math import ceil
 from typing import NamedTuple
@@ -22,11 +23,13 @@ from kb.retrieval.failures import Failures
 from kb.retrieval.filters import Filters
 from kb.retrieval.fusion import Weights
 from kb.retrieval.legs import Leg, Search, read_legs, start
-from kb.retrieval.rows import hold_snapshot, load
+from kb.retrieval.reranking import Judgement, find, judge
+from kb.retrieval.rows import Rows, hold_snapshot, load
 from kb.retrieval.types import (
     ChildHit,
     Explanation,
     Hit,
+    RerankScore,
     RetrievalSettings,
     Retrieved,
     SearchMethod,
@@ -68,12 +71,16 @@ def retrieve(
 
     The query is embedded once per embedding space, while the text legs are searched.
 
+    With a rerank model the best `retrieval.rerank_depth` candidates, however many are wanted, are
+    judged anew, those of all datasets in one call; threshold and `top_k` count afterwards.
+
     Args:
         filters: by dataset, what its documents' metadata must say (`compile_filters`). The index
             applies them, and SQL has the last word on what it found.
         partial: leave a dataset out that cannot be asked, and say so in `failures`.
     Raises:
-        ProviderNotInitialized: a dataset's embedding model is not configured here.
+        ProviderNotInitialized: a dataset's embedding model is not configured here, or the rerank
+            model is not.
         StoreUnavailable: the index did not answer; safe to retry.
     """
     clock = _Clock()
@@ -100,6 +107,11 @@ def _retrieve(
 ) -> Retrieved:
     query, settings = asked.query, asked.settings
     datasets = [d for d in asked.datasets if d.id not in failures.by_dataset]
+    reranker = None
+    if settings.rerank is not None:
+        reranker = find(settings.rerank, resources)
+        deep = max(settings.top_k, resources.settings.retrieval.rerank_depth)
+        settings = replace(settings, top_k=deep, score_threshold=None, rerank=None)
     with span("plan"):
         plans = _plans(datasets, settings, asked.filters)
     if not query.strip() or not plans:
@@ -138,8 +150,15 @@ def _retrieve(
             ]
         depth *= _DEEPER
     with clock.stage("hydrate"):
-        hits = _hits(session, groups, best_text)
-    return Retrieved(hits, clock.stages, failures.by_dataset)
+        rows = _rows(session, groups)
+    judgement = None
+    if reranker is not None:
+        with clock.stage("rerank"):
+            judgement = judge(query, groups, rows, reranker, resources)
+            groups = _reordered(groups, judgement, asked.settings)
+    hits = _hits(rows, groups, best_text)
+    outcome = judgement.outcome if judgement is not None else None
+    return Retrieved(hits, clock.stages, failures.by_dataset, outcome)
 
 
 def _plans(
@@ -322,6 +341,7 @@ class _Candidate(NamedTuple):
     score: float
     id: UUID
     pool: Pool
+    rerank: RerankScore | None = None
 
     @property
     def segment_id(self) -> UUID:
@@ -368,20 +388,46 @@ def _settled(
     return score < last.score - _ROUNDING or (score == last.score and id >= last.id)
 
 
-def _hits(session: Session, groups: Sequence[_Group], best_text: float) -> tuple[Hit, ...]:
-    """Groups with their rows; one whose row went away meanwhile is left out."""
-    rows = load(
+def _reordered(
+    groups: Sequence[_Group], judgement: Judgement, settings: RetrievalSettings
+) -> list[_Group]:
+    """The top_k best groups by the scores of the rerank step that reach the threshold."""
+    found: list[_Group] = []
+    for group in groups:
+        judged = [(c, judgement.of(c)) for c in group]
+        rescored = [
+            c if rerank is None else c._replace(score=rerank.final, rerank=rerank)
+            for c, rerank in judged
+        ]
+        kept = [
+            c
+            for c in rescored
+            if settings.score_threshold is None or c.score >= settings.score_threshold
+        ]
+        if kept:
+            found.append(sorted(kept, key=lambda c: (-c.score, c.id)))
+    found.sort(key=lambda group: (-group[0].score, group[0].id))
+    return found[: settings.top_k]
+
+
+def _rows(session: Session, groups: Sequence[_Group]) -> Rows:
+    return load(
         session,
         [group[0].segment_id for group in groups],
         [c.id for group in groups for c in group if c.id != c.segment_id],
     )
+
+
+def _hits(rows: Rows, groups: Sequence[_Group], best_text: float) -> tuple[Hit, ...]:
+    """Groups with their rows; one whose row went away meanwhile is left out."""
     hits: list[Hit] = []
     for group in groups:
         best = group[0]
         if (row := rows.segments.get(best.segment_id)) is None:
             continue
         dense, text = best.pool.explain(best.id, best_text)
-        explanation = Explanation(best.id, dense, text, *best.pool.plan.weights.shares)
+        shares = best.pool.plan.weights.shares
+        explanation = Explanation(best.id, dense, text, *shares, best.rerank)
         children = tuple(
             ChildHit(c.id, *rows.children[c.id], c.score) for c in group if c.id in rows.children
         )

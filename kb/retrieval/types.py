@@ -34,6 +34,14 @@ class SearchMethod(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class RerankModel:
+    """A configured rerank model by its names; provider None: of any."""
+
+    provider: str | None
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
 class RetrievalSettings:
     """How to search.
 
@@ -42,12 +50,14 @@ class RetrievalSettings:
         score_threshold: only final scores >= this are returned; finite. None keeps all. Final
             scores lie in [0, 1]; of full text they are relative to the query's best match.
         weights: of a hybrid query. A leg of weight 0 finds nothing; it only shows its scores.
+        rerank: judges the best candidates anew; its scores are the final ones. None: nobody does.
     """
 
     method: SearchMethod
     top_k: int
     score_threshold: float | None = None
     weights: Weights = field(default_factory=lambda: Weights(0.5, 0.5))
+    rerank: RerankModel | None = None
 
     def __post_init__(self) -> None:
         if self.top_k < 1:
@@ -69,8 +79,50 @@ class ChildHit:
 
 
 @dataclass(frozen=True, slots=True)
+class RerankScore:
+    """How the rerank step came to a final score.
+
+    Attributes:
+        fused: the score before it.
+        given: by the model, in [0, 1]; None: it did not judge this text.
+        behind: the lowest score that it gave.
+        final: `given`, or `fused` x `behind`.
+    """
+
+    fused: float
+    given: float | None
+    behind: float
+    final: float
+
+
+@dataclass(frozen=True, slots=True)
+class Reranked:
+    """What came of the rerank step.
+
+    Attributes:
+        applied: its scores are the final ones; False: the fused order stands, `error` says why.
+        asked: texts that the model was given; `judged`: how many of them it judged in time.
+    """
+
+    provider: str
+    model: str
+    applied: bool
+    asked: int
+    judged: int
+    error: str | None = None
+
+    @property
+    def kind(self) -> str:
+        """`done`, `partial` (the time was over before the last text), or `fallback`."""
+        if not self.applied:
+            return "fallback"
+        return "done" if self.judged == self.asked else "partial"
+
+
+@dataclass(frozen=True, slots=True)
 class Explanation:
-    """How a final score came about: sum of weight x normalised over the legs that were asked.
+    """How a final score came about: sum of weight x normalised over the legs that were asked, and
+    what the rerank step made of it.
 
     For a parent it speaks of its best child (`point_id`).
 
@@ -84,6 +136,7 @@ class Explanation:
     text: LegScore | None
     dense_weight: float
     text_weight: float
+    rerank: RerankScore | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,8 +173,10 @@ class Retrieved:
 
     Attributes:
         failures: datasets that were left out, and why.
+        rerank: what came of the rerank step; None: it was not asked for.
     """
 
     hits: tuple[Hit, ...]
     timings_ms: dict[str, float] = field(default_factory=dict)
     failures: dict[UUID, KBError | TransientError] = field(default_factory=dict)
+    rerank: Reranked | None = None
