@@ -1,4 +1,4 @@
-"""Documents: accept, replace, update, find, list, delete; how far each has got."""
+"""Documents: accept, replace, update, find, rename, delete; how far each has got."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import PurePosixPath
 
-from sqlalchemy import ColumnElement, and_, exists, func, select
+from sqlalchemy import and_, exists, func, select
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from kb.datasets import latest_rule, set_retrieval_model, set_technique
 from kb.db import now, reading
-from kb.document_status import IN_WORK, DisplayStatus, displayed_as
+from kb.document_status import IN_WORK
 from kb.errors import (
     ArchivedDocument,
     DocumentIndexing,
@@ -369,38 +369,6 @@ def get_document(
     if document is None or document.dataset_id != dataset_id:
         raise NotFound("document", document_id)
     return document
-
-
-def list_documents(
-    session: Session,
-    dataset_id: uuid.UUID,
-    *,
-    page: int,
-    limit: int,
-    keyword: str | None = None,
-    status: str | None = None,
-) -> tuple[Sequence[Document], int]:
-    """A page of documents, newest first, and how many match in all.
-
-    Args:
-        keyword: part of the name.
-        status: a display status (`active` and `enabled` mean `available`); others are ignored.
-    """
-    where: list[ColumnElement[bool]] = [Document.dataset_id == dataset_id]
-    if keyword:
-        where.append(Document.name.contains(keyword, autoescape=True))
-    wanted = {"active": "available", "enabled": "available"}.get(status or "", status or "")
-    if wanted in set(DisplayStatus):
-        where.append(displayed_as(DisplayStatus(wanted)))
-    total = session.scalar(select(func.count()).select_from(Document).where(*where)) or 0
-    rows = session.scalars(
-        select(Document)
-        .where(*where)
-        .order_by(Document.created_at.desc(), Document.position.desc())
-        .offset((page - 1) * limit)
-        .limit(limit)
-    ).all()
-    return rows, total
 
 
 def list_batch(session: Session, dataset_id: uuid.UUID, batch: str) -> Sequence[Document]:

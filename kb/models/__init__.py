@@ -89,6 +89,10 @@ class FieldType(StrEnum):
     """Unix seconds."""
 
 
+HAS_HITS_SQL = "hit_count > 0"
+"""Segments that were returned to somebody, as the index over them says it; see `UNFINISHED_SQL`."""
+
+
 class SegmentStatus(StrEnum):
     """Whether a segment is in the index."""
 
@@ -296,6 +300,18 @@ class Document(Base):
         Index("ix_documents_dataset_id_position", "dataset_id", "position"),
         Index("ix_documents_dataset_id_batch", "dataset_id", "batch"),
         Index("ix_documents_dataset_id_name", "dataset_id", "name"),
+        # All that a listing sorts, filters and counts by: it looks at no other row than it shows.
+        Index(
+            "ix_documents_listing",
+            "dataset_id",
+            "created_at",
+            "position",
+            "indexing_status",
+            "enabled",
+            "archived",
+            "is_paused",
+            "name",
+        ),
     )
 
     id: Mapped[Id]
@@ -396,6 +412,14 @@ class Segment(Base):
     __table_args__ = (
         Index("ix_segments_document_id_position", "document_id", "position"),
         Index("ix_segments_document_id_staged_version", "document_id", "staged_version"),
+        Index(
+            "ix_segments_hits",
+            "document_id",
+            "live",
+            "hit_count",
+            sqlite_where=text(HAS_HITS_SQL),
+            postgresql_where=text(HAS_HITS_SQL),
+        ),
     )
 
     id: Mapped[Id]
