@@ -13,8 +13,11 @@ from sqlalchemy.orm import Session
 
 from kb.db import now
 from kb.errors import DatasetNameDuplicate, InvalidParam, NotFound, ProviderNotInitialized
+from kb.external.apis import bind
+from kb.external.schemas import ExternalDatasetCreate
 from kb.jobs import enqueue_delete, may_be_written
 from kb.models import (
+    EXTERNAL,
     Dataset,
     DatasetMember,
     Document,
@@ -30,7 +33,7 @@ from kb.models import (
 )
 from kb.ports import Space
 from kb.resources import FULL_TEXT_SPACE, Resources, find_embedder, space_of
-from kb.schemas import DatasetCreate, DatasetUpdate, RetrievalModelIn
+from kb.schemas import DatasetCreate, DatasetUpdate, ExternalRetrievalModel, RetrievalModelIn
 
 
 @dataclass(frozen=True)
@@ -47,13 +50,11 @@ def add_dataset(session: Session, body: DatasetCreate, resources: Resources) -> 
 
     Raises:
         DatasetNameDuplicate: the name is taken.
-        InvalidParam: the embedding model is not one of this server's, the provider is external, or
-            the retrieval settings cannot work here.
+        InvalidParam: the embedding model is not one of this server's, the service of an external
+            dataset is not known, or the retrieval settings cannot work here.
     """
     if body.provider == "external":
-        raise InvalidParam(
-            "provider 'external' is not available; leave provider out, or send 'vendor'"
-        )
+        return add_external_dataset(session, body, resources)
     dataset = Dataset(
         workspace_id=resources.workspace_id,
         name=body.name,
@@ -75,14 +76,57 @@ def add_dataset(session: Session, body: DatasetCreate, resources: Resources) -> 
             body.embedding_model_provider,
             resources,
         )
+    _insert(session, dataset)
+    return dataset
+
+
+def _insert(session: Session, dataset: Dataset) -> None:
     try:
         with session.begin_nested():
             session.add(dataset)
     except IntegrityError as exc:
         raise DatasetNameDuplicate(
-            f"a dataset named {body.name!r} exists already; choose another name"
+            f"a dataset named {dataset.name!r} exists already; choose another name"
         ) from exc
+
+
+def add_external_dataset(
+    session: Session, body: DatasetCreate | ExternalDatasetCreate, resources: Resources
+) -> Dataset:
+    """A dataset whose knowledge another service holds; nothing of it is indexed here.
+
+    Raises:
+        DatasetNameDuplicate: the name is taken.
+        InvalidParam: the service is not known, or top_k is beyond the limit.
+    """
+    dataset = Dataset(
+        workspace_id=resources.workspace_id,
+        name=body.name,
+        description=body.description,
+        provider=EXTERNAL,
+        permission=getattr(body, "permission", None) or "only_me",
+        retrieval_model=_checked_external(body.external_retrieval_model, resources),
+        created_by=resources.owner_id,
+        updated_by=resources.owner_id,
+    )
+    _insert(session, dataset)
+    bind(session, dataset, body.external_knowledge_api_id, body.external_knowledge_id)
+    session.flush()
     return dataset
+
+
+def _checked_external(
+    model: ExternalRetrievalModel | None, resources: Resources
+) -> dict[str, Any] | None:
+    if model is None:
+        return None
+    most = resources.settings.limits.top_k
+    if model.top_k is not None and not 1 <= model.top_k <= most:
+        raise InvalidParam(
+            f"external_retrieval_model.top_k is {model.top_k}; choose 1 to {most}, or raise "
+            "KB_LIMITS__TOP_K"
+        )
+    return model.model_dump(mode="json")
 
 
 def set_retrieval_model(dataset: Dataset, model: RetrievalModelIn, resources: Resources) -> None:
@@ -127,6 +171,11 @@ def set_technique(
     Raises:
         InvalidParam: the model is not configured; the message lists those that are.
     """
+    if dataset.provider == EXTERNAL:
+        raise InvalidParam(
+            f"dataset {dataset.name!r} is external: its knowledge is with another service, and it "
+            "takes no documents; create another dataset for them"
+        )
     dataset.indexing_technique = technique
     if technique is IndexingTechnique.ECONOMY:
         dataset.embedding_model = dataset.embedding_model_provider = None
@@ -286,7 +335,11 @@ def update_dataset(
         set_members(session, dataset, ())
     elif body.partial_member_list is not None:
         set_members(session, dataset, [member.user_id for member in body.partial_member_list])
-    if body.retrieval_model is not None:
+    if dataset.provider == EXTERNAL:
+        bind(session, dataset, body.external_knowledge_api_id, body.external_knowledge_id)
+        if body.external_retrieval_model is not None:
+            dataset.retrieval_model = _checked_external(body.external_retrieval_model, resources)
+    elif body.retrieval_model is not None:
         set_retrieval_model(dataset, body.retrieval_model, resources)
     if body.indexing_technique is not None or body.embedding_model is not None:
         _change_technique(session, dataset, body, resources)

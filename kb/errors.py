@@ -12,7 +12,7 @@ KBError                         every public error: `code`, `message`, `status`
 │   ├── InvalidAction   400     the document is not in a state for it, or there is no such action
 │   └── DocumentIndexing, DocumentFinished, ProviderNotInitialized
 ├── Conflict            409
-│   └── DatasetNameDuplicate, ModelExists, ModelInUse
+│   └── DatasetNameDuplicate, ModelExists, ModelInUse, ExternalApiInUse
 ├── FileTooLarge        413
 ├── BodyTooLarge        413     a JSON body beyond the limit
 ├── ArchiveTooLarge     413     an archive, or what it unpacks to, beyond the limit
@@ -21,6 +21,7 @@ KBError                         every public error: `code`, `message`, `status`
 ├── ArchivedDocument    403
 ├── Misconfigured       500     settings that do not go together; the process does not start
 │   └── SecretUnreadable        a stored secret was sealed with a key that this process lacks
+├── ExternalKnowledgeFailed 502 a service behind an external dataset gave no answer, or no good one
 └── Unavailable         503     a store is busy, full or gone; safe to retry
     ├── DataDirectoryInUse      another process holds the data directory
     └── StoreUnavailable        the index did not answer
@@ -67,6 +68,7 @@ _LISTS = {
     "webhook": "GET /v1/webhooks",
     "metadata field": "GET /v1/datasets/{dataset_id}/metadata",
     "query": "GET /v1/queries",
+    "external knowledge API": "GET /v1/datasets/external-knowledge-api",
     "model": "GET /v1/models",
     "tag": "GET /v1/datasets/tags",
 }
@@ -188,6 +190,12 @@ class ModelInUse(Conflict):
     code = "model_in_use"
 
 
+class ExternalApiInUse(Conflict):
+    """Datasets are bound to the external knowledge API."""
+
+    code = "external_knowledge_api_in_use"
+
+
 class FileTooLarge(KBError):
     """The file is larger than the limit."""
 
@@ -228,6 +236,12 @@ class SecretUnreadable(Misconfigured):
     """A stored secret was sealed with a key that this process does not have."""
 
     code = "secret_unreadable"
+
+
+class ExternalKnowledgeFailed(KBError):
+    """A service that holds a dataset's knowledge did not answer, or not as the contract has it."""
+
+    status, code = 502, "external_knowledge_failed"
 
 
 class Unavailable(KBError):

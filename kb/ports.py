@@ -550,3 +550,26 @@ class JobQueue(Protocol):
     def close(self) -> None:
         """Let go of the broker; repeats safely."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class RawAnswer:
+    """What a service answered, unread."""
+
+    status: int
+    body: bytes
+
+
+class ExternalKnowledge(Protocol):
+    """Asks services that speak the external-knowledge contract. May be called from any thread."""
+
+    def post(self, endpoint: str, api_key: str, body: bytes) -> RawAnswer:
+        """Send JSON to `{endpoint}/retrieval`; a service that falters is asked again.
+
+        Returns:
+            The answer of whatever status; after the last attempt also one of 429, 500 and above.
+        Raises:
+            ExternalKnowledgeFailed: no answer in time, too large a one, or an address that may not
+                be spoken to.
+        """
+        ...

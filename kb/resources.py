@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from kb.db import Sessions
 from kb.model_registry import ModelRegistry
 from kb.models import Dataset, IndexingTechnique, ModelType
-from kb.ports import BlobStore, JobQueue, SegmentIndex, Space, WebhookSender
+from kb.ports import BlobStore, ExternalKnowledge, JobQueue, SegmentIndex, Space, WebhookSender
 from kb.secrets import Keyring
 from kb.settings import Settings
 from pipelines.ports import Embedder
@@ -29,6 +29,7 @@ class Resources:
     blobs: BlobStore
     jobs: JobQueue
     webhooks: WebhookSender
+    external: ExternalKnowledge
     keyring: Keyring
     """Seals secrets before they are stored."""
     models: ModelRegistry
@@ -40,6 +41,8 @@ class Resources:
     """(provider, model) under which the API lists the default embedder."""
     pool: ThreadPoolExecutor
     """Runs the legs of a query in parallel."""
+    waiting: ThreadPoolExecutor
+    """Waits for services that hold the knowledge of external datasets."""
     workspace_id: uuid.UUID
     owner_id: uuid.UUID
 

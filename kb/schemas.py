@@ -38,24 +38,26 @@ from kb.retrieval.conditions import (
 Permission = Literal["only_me", "all_team_members", "partial_members"]
 
 
-def _not_blank(value: str) -> str:
+def not_blank(value: str) -> str:
+    """Raises: ValueError: there is nothing but white space in it."""
     if not value.strip():
         raise ValueError("must not be blank; give a name")
     return value
 
 
-def _blank_to_none(value: Any) -> Any:
+def blank_to_none(value: Any) -> Any:
+    """None for an empty text."""
     return None if value == "" else value
 
 
 DatasetName = Annotated[
-    str, StringConstraints(min_length=1, max_length=40), AfterValidator(_not_blank)
+    str, StringConstraints(min_length=1, max_length=40), AfterValidator(not_blank)
 ]
-TagName = Annotated[str, StringConstraints(min_length=1, max_length=50), AfterValidator(_not_blank)]
+TagName = Annotated[str, StringConstraints(min_length=1, max_length=50), AfterValidator(not_blank)]
 Description = Annotated[str, StringConstraints(max_length=400)]
 
 
-Technique = Annotated[IndexingTechnique | None, BeforeValidator(_blank_to_none)]
+Technique = Annotated[IndexingTechnique | None, BeforeValidator(blank_to_none)]
 ModelName = Annotated[str | None, StringConstraints(max_length=255)]
 
 
@@ -247,6 +249,18 @@ class RetrievalModelIn(Lenient):
         return self.model_dump(mode="json", exclude={"metadata_filtering_conditions"})
 
 
+class ExternalRetrievalModel(Lenient):
+    """How a service is asked that holds a dataset's knowledge."""
+
+    top_k: int | None = Field(default=None, description="Records at most; 4 when never set.")
+    score_threshold: float | None = Field(
+        default=None, description="Only records with at least this score."
+    )
+    score_threshold_enabled: bool | None = Field(
+        default=None, description="Whether score_threshold counts."
+    )
+
+
 class SummaryIndexSetting(Lenient):
     """Kept and shown; summaries are not made."""
 
@@ -265,7 +279,8 @@ class DatasetCreate(Lenient):
     permission: Permission | None = "only_me"
     provider: Literal["vendor", "external"] = "vendor"
     external_knowledge_api_id: str | None = None
-    external_knowledge_id: str | None = None
+    external_knowledge_id: Annotated[str | None, StringConstraints(max_length=2000)] = None
+    external_retrieval_model: ExternalRetrievalModel | None = None
     embedding_model: ModelName = None
     embedding_model_provider: ModelName = None
     retrieval_model: RetrievalModelIn | None = None
@@ -297,6 +312,9 @@ class DatasetUpdate(Lenient):
     embedding_model_provider: ModelName = None
     retrieval_model: RetrievalModelIn | None = None
     partial_member_list: list[MemberIn] | None = None
+    external_knowledge_api_id: str | None = None
+    external_knowledge_id: Annotated[str | None, StringConstraints(max_length=2000)] = None
+    external_retrieval_model: ExternalRetrievalModel | None = None
 
 
 class TagCreate(Lenient):
@@ -348,10 +366,10 @@ class DocumentSettings(Lenient):
     """What every way to create a document may say."""
 
     indexing_technique: Technique = None
-    doc_form: Annotated[DocForm | None, BeforeValidator(_blank_to_none)] = None
+    doc_form: Annotated[DocForm | None, BeforeValidator(blank_to_none)] = None
     doc_language: Annotated[str, StringConstraints(max_length=64)] = "English"
     process_rule: ProcessRuleIn | None = None
-    original_document_id: Annotated[UUID | None, BeforeValidator(_blank_to_none)] = None
+    original_document_id: Annotated[UUID | None, BeforeValidator(blank_to_none)] = None
     retrieval_model: RetrievalModelIn | None = None
     embedding_model: ModelName = None
     embedding_model_provider: ModelName = None
@@ -370,9 +388,9 @@ class DocumentUpdate(Lenient):
     then the dataset's latest."""
 
     name: str | None = None
-    doc_form: Annotated[DocForm | None, BeforeValidator(_blank_to_none)] = None
+    doc_form: Annotated[DocForm | None, BeforeValidator(blank_to_none)] = None
     doc_language: Annotated[
-        str | None, StringConstraints(max_length=64), BeforeValidator(_blank_to_none)
+        str | None, StringConstraints(max_length=64), BeforeValidator(blank_to_none)
     ] = None
     process_rule: ProcessRuleIn | None = None
     retrieval_model: RetrievalModelIn | None = None
@@ -428,7 +446,7 @@ class OverlayApply(Lenient):
     """POST .../overlays/{overlay_id}/apply: where a hand edit that fits no more shall go."""
 
     segment_id: UUID
-    child_chunk_id: Annotated[UUID | None, BeforeValidator(_blank_to_none)] = None
+    child_chunk_id: Annotated[UUID | None, BeforeValidator(blank_to_none)] = None
 
 
 class ChildIn(Lenient):
@@ -513,7 +531,9 @@ class HitTesting(Lenient):
 
     query: str
     retrieval_model: RetrievalModelIn | None = None
-    external_retrieval_model: dict[str, Any] | None = None
+    external_retrieval_model: ExternalRetrievalModel | None = Field(
+        default=None, description="Of a dataset whose knowledge another service holds."
+    )
     attachment_ids: list[str] | None = None
 
 
@@ -584,7 +604,7 @@ class WebhookCreate(Lenient):
 
     url: str
     events: list[str] | None = None
-    dataset_id: Annotated[UUID | None, BeforeValidator(_blank_to_none)] = None
+    dataset_id: Annotated[UUID | None, BeforeValidator(blank_to_none)] = None
     secret: str | None = None
 
 

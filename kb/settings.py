@@ -330,6 +330,30 @@ class Webhooks(BaseModel):
     """Webhooks per workspace."""
 
 
+class External(BaseModel):
+    """How services are asked that hold the knowledge of external datasets."""
+
+    model_config = ConfigDict(frozen=True)
+
+    timeout_s: float = Field(default=10.0, gt=0, le=300)
+    """How long a question may take in all: every attempt and the waits in between."""
+    retries: int = Field(default=2, ge=0, le=20)
+    """Attempts after the first one that gets no answer, status 429, or one of 500 and above."""
+    retry_base_s: float = Field(default=0.2, ge=0)
+    """Wait before the second attempt; doubles with each further one, with some chance in it."""
+    redirects: int = Field(default=3, ge=0, le=20)
+    """Followed at most; the key is not sent to another host."""
+    answer_bytes: int = Field(default=5_000_000, gt=0)
+    """Largest answer that is read."""
+    threads: int = Field(default=16, gt=0)
+    """Services asked at once by this process."""
+    allow_private: bool = False
+    """Also ask services at addresses that are not public: this machine, private networks. Only
+    where every holder of a key may reach whatever this machine reaches."""
+    most: int = Field(default=50, gt=0)
+    """Services per workspace."""
+
+
 class Limits(BaseModel):
     """Bounds on what callers may ask for."""
 
@@ -434,6 +458,7 @@ class Settings(BaseSettings):
     metrics: Metrics = Metrics()
     tracing: Tracing = Tracing()
     webhooks: Webhooks = Webhooks()
+    external: External = External()
     retrieval: Retrieval = Retrieval()
     limits: Limits = Limits()
 

@@ -17,13 +17,12 @@ import uuid
 from collections.abc import Collection, Sequence
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
-from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import Any
-from urllib.parse import urlsplit
 
 from sqlalchemy import func, or_, select, update
 from sqlalchemy.orm import Session
 
+from kb import addresses
 from kb.db import Sessions, after_commit, now, reading, transaction
 from kb.errors import InvalidParam, NotFound, SecretUnreadable
 from kb.jobs import ComeAgain, enqueue
@@ -49,8 +48,7 @@ EVENTS = (WebhookEvent.COMPLETED, WebhookEvent.FAILED)
 _PREFIX = "whsec_"
 _SECRET_BYTES = 32
 _ERROR_CHARS = 500
-_URL_CHARS = 2000
-_NAT64 = ip_network("64:ff9b::/96")
+ALLOW_PRIVATE = "KB_WEBHOOKS__ALLOW_PRIVATE"
 
 
 # --- what a workspace keeps ----------------------------------------------------------------------
@@ -140,50 +138,14 @@ def list_deliveries(
 
 
 def checked_url(url: str, *, allow_private: bool) -> str:
-    """The URL, if messages could be sent to it; names are looked up at each delivery.
+    """The URL, if messages could be sent to it.
 
     Raises:
         InvalidParam: the message says what is wrong with it.
     """
-    shown = url if len(url) <= 100 else f"{url[:97]}..."
-    try:
-        parts = urlsplit(url)
-        port = parts.port
-        host = parts.hostname
-    except ValueError as exc:
-        raise InvalidParam(f"url {shown!r} cannot be read: {exc}") from exc
-    if parts.scheme not in ("http", "https") or not host or not url.isascii():
-        raise InvalidParam(f"url is {shown!r}; send one like https://example.org/hook, in ASCII")
-    if len(url) > _URL_CHARS or any(c <= " " or c == "\x7f" for c in url):
-        raise InvalidParam(f"url has more than {_URL_CHARS} characters, or white space in it")
-    if parts.username is not None or parts.fragment or port == 0:
-        raise InvalidParam("url holds a user, a fragment or port 0; leave them out")
-    if not allow_private and _is_private(host):
-        raise InvalidParam(
-            f"url leads to {host}, which is not a public address; "
-            "KB_WEBHOOKS__ALLOW_PRIVATE=true allows it"
-        )
-    return url
-
-
-def _is_private(host: str) -> bool:
-    try:
-        return not is_public(ip_address(host))
-    except ValueError:
-        return host.lower().rstrip(".") == "localhost"
-
-
-def is_public(address: IPv4Address | IPv6Address) -> bool:
-    """Whether it leads out of this machine and its networks, in whatever form it is written."""
-    if isinstance(address, IPv6Address):
-        inner = address.ipv4_mapped or address.sixtofour
-        if inner is None and address.teredo is not None:
-            inner = address.teredo[1]
-        if inner is None and address in _NAT64:
-            inner = IPv4Address(int(address) & 0xFFFFFFFF)
-        if inner is not None:
-            return is_public(inner)
-    return address.is_global and not address.is_multicast
+    return addresses.checked_url(
+        url, what="url", allow_private=allow_private, setting=ALLOW_PRIVATE
+    )
 
 
 def new_secret() -> str:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from sqlalchemy import select, text
 from sqlalchemy.orm import Session
 
+from kb.adapters.external_http import HttpKnowledge
 from kb.adapters.in_process_queue import InProcessQueue
 from kb.adapters.localfs import LocalBlobs
 from kb.adapters.qdrant_edge import QdrantEdgeIndex
@@ -90,6 +91,8 @@ def open_resources(settings: Settings) -> Iterator[Resources]:
         stack.callback(models.close)
         pool = ThreadPoolExecutor(settings.retrieval.threads, thread_name_prefix="kb-leg")
         stack.callback(pool.shutdown, wait=True)
+        waiting = ThreadPoolExecutor(settings.external.threads, thread_name_prefix="kb-external")
+        stack.callback(waiting.shutdown, wait=True, cancel_futures=True)
         jobs = _open_queue(settings)
         stack.callback(jobs.close)
 
@@ -103,12 +106,14 @@ def open_resources(settings: Settings) -> Iterator[Resources]:
                 timeout_s=settings.webhooks.timeout_s,
                 allow_private=settings.webhooks.allow_private,
             ),
+            external=HttpKnowledge(settings.external),
             keyring=stores.keyring,
             models=models,
             embedders=models.embedder_of_space,
             default_embedder=embedder,
             default_embedder_name=record.name,
             pool=pool,
+            waiting=waiting,
             workspace_id=workspace_id,
             owner_id=owner_id,
         )

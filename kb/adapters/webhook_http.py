@@ -1,33 +1,17 @@
-"""WebhookSender over HTTP: one attempt, to a public address that cannot change in between.
-
-The address is a user's, so it is looked up once, checked, and connected to as it was checked: a
-name that answers differently the second time gains nothing. No redirect is followed, no proxy of
-the environment is used, and nothing of the answer's body is read.
-"""
+"""WebhookSender over HTTP: one attempt; nothing of the answer's body is read."""
 
 from __future__ import annotations
 
-import ipaddress
-import socket
 import ssl
-import threading
-import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from email.utils import parsedate_to_datetime
-from http.client import HTTPConnection, HTTPException, HTTPMessage
-from urllib.parse import SplitResult, urlsplit
+from collections.abc import Mapping
 
+from kb.adapters.pinned_http import NoAnswer, PinnedHttp
 from kb.ports import NotDelivered, Receipt
-from kb.webhooks import is_public
-
-Address = ipaddress.IPv4Address | ipaddress.IPv6Address
-
-_PORTS = {"http": 80, "https": 443}
+from kb.webhooks import ALLOW_PRIVATE
 
 
 class HttpSender:
-    """Posts a message; see the module for what it refuses.
+    """Posts a message; see `pinned_http` for what it refuses.
 
     Args:
         timeout_s: for the whole attempt, from the connection to the status of the answer.
@@ -39,122 +23,12 @@ class HttpSender:
         self, *, timeout_s: float, allow_private: bool, trusted: ssl.SSLContext | None = None
     ) -> None:
         self._timeout_s = timeout_s
-        self._allow_private = allow_private
-        self._trusted = trusted
+        self._http = PinnedHttp(allow_private=allow_private, setting=ALLOW_PRIVATE, trusted=trusted)
 
     def post(self, url: str, body: bytes, headers: Mapping[str, str]) -> Receipt:
         """See `kb.ports.WebhookSender`."""
-        parts = urlsplit(url)
-        addresses = self._addresses(parts)
-        connection = _Pinned(parts, addresses, self._timeout_s, self._tls(parts))
-        # A receiver that sends a byte now and then would never run into a socket's own timeout.
-        cut = threading.Timer(self._timeout_s, connection.cut)
-        cut.daemon = True
-        cut.start()
         try:
-            connection.request("POST", _target(parts), body=body, headers=dict(headers))
-            answer = connection.getresponse()
-            if connection.was_cut:  # what was cut off looks like an answer that ended early
-                raise TimeoutError
-            return Receipt(answer.status, _retry_after_s(answer.headers))
-        except (OSError, HTTPException, ValueError) as exc:
-            if connection.was_cut or isinstance(exc, TimeoutError):
-                raise NotDelivered(f"no answer within {self._timeout_s:g} s") from exc
-            raise NotDelivered(f"no answer: {_reason(exc)}") from exc
-        finally:
-            cut.cancel()
-            connection.close()
-
-    def _tls(self, parts: SplitResult) -> ssl.SSLContext | None:
-        if parts.scheme != "https":
-            return None
-        if self._trusted is None:
-            self._trusted = ssl.create_default_context()
-        return self._trusted
-
-    def _addresses(self, parts: SplitResult) -> Sequence[tuple[int, Address]]:
-        """Port and address, as the name is at this moment.
-
-        Raises:
-            NotDelivered: the name is not known, or one of its addresses may not be spoken to.
-        """
-        host, port = parts.hostname or "", parts.port or _PORTS[parts.scheme]
-        try:
-            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        except (OSError, UnicodeError) as exc:
-            raise NotDelivered(f"no address for {host!r}: {_reason(exc)}") from exc
-        addresses = list(dict.fromkeys(ipaddress.ip_address(str(info[4][0])) for info in found))
-        forbidden = [address for address in addresses if not is_public(address)]
-        if forbidden and not self._allow_private:
-            raise NotDelivered(
-                f"{host!r} is {forbidden[0]}, which is not a public address; "
-                "KB_WEBHOOKS__ALLOW_PRIVATE=true allows it"
-            )
-        return [(port, address) for address in addresses]
-
-
-class _Pinned(HTTPConnection):
-    """A connection to the first of these addresses that accepts one."""
-
-    def __init__(
-        self,
-        parts: SplitResult,
-        addresses: Sequence[tuple[int, Address]],
-        timeout_s: float,
-        tls: ssl.SSLContext | None,
-    ) -> None:
-        # Of the URL, not of the address: this is what the header `Host` says.
-        super().__init__(parts.hostname or "", parts.port or _PORTS[parts.scheme])
-        self.default_port = _PORTS[parts.scheme]
-        self._name, self._addresses = parts.hostname or "", addresses
-        self._ends = time.monotonic() + timeout_s
-        self._tls_context = tls
-        self.was_cut = False
-
-    def connect(self) -> None:
-        """Open it; the certificate must be the name's, not the address's."""
-        plain = self._open()
-        self.sock = plain
-        if self._tls_context is not None:
-            self.sock = self._tls_context.wrap_socket(
-                plain, server_hostname=self._name, do_handshake_on_connect=False
-            )
-            self.sock.do_handshake()
-
-    def _open(self) -> socket.socket:
-        failure: OSError | None = None
-        for port, address in self._addresses:
-            left = self._ends - time.monotonic()
-            if left <= 0:
-                raise TimeoutError
-            try:
-                return socket.create_connection((str(address), port), timeout=left)
-            except OSError as exc:
-                failure = exc
-        raise failure or OSError("no address")
-
-    def cut(self) -> None:
-        """End whatever it waits for, from another thread."""
-        self.was_cut = True
-        if self.sock is not None:
-            with suppress(OSError):
-                self.sock.shutdown(socket.SHUT_RDWR)
-
-
-def _target(parts: SplitResult) -> str:
-    return (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-
-
-def _retry_after_s(headers: HTTPMessage) -> float | None:
-    """Seconds or a date (RFC 9110, 10.2.3); None when it is neither."""
-    text = (headers.get("Retry-After") or "").strip()
-    if text.isdecimal() and len(text) < 10:
-        return float(text)
-    try:
-        return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
-    except (ValueError, TypeError, OverflowError):
-        return None
-
-
-def _reason(exc: Exception) -> str:
-    return getattr(exc, "strerror", None) or str(exc) or type(exc).__name__
+            answer = self._http.post(url, body, headers, timeout_s=self._timeout_s)
+        except NoAnswer as exc:
+            raise NotDelivered(str(exc)) from exc
+        return Receipt(answer.status, answer.retry_after_s)

@@ -24,6 +24,7 @@ from kb.api import (
     archives,
     datasets,
     documents,
+    external,
     files,
     knowledge,
     metadata,
@@ -54,6 +55,7 @@ log = logging.getLogger("kb.api")
 ROUTERS = (
     archives.router,
     tags.router,  # before the datasets', whose ids are any text
+    external.router,  # its paths look like those of a dataset
     datasets.router,
     documents.router,
     files.router,

@@ -11,7 +11,7 @@ from kb import datasets
 from kb.api import shapes
 from kb.api.bodies import LenientJsonBody, parse_or_422
 from kb.api.deps import Access, AccessDep, PageDep, find_id, query_flag, query_text
-from kb.api.facts import Facts, facts_of
+from kb.api.facts import facts_of
 from kb.db import after_commit
 from kb.schemas import DatasetCreate, DatasetUpdate
 
@@ -27,7 +27,8 @@ def create_dataset(body: LenientJsonBody, access: AccessDep) -> dict[str, Any]:
     asked = parse_or_422(DatasetCreate, body)
     with access.writing() as session:
         row = datasets.add_dataset(session, asked, access.resources)
-        return shapes.dataset(row, Facts(), embedding_available=None)
+        facts = facts_of(session, [row])[row.id]
+        return shapes.dataset(row, facts, embedding_available=None)
 
 
 @router.get("")

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from sqlalchemy.orm import Session
 
 from kb.datasets import Counts, count_documents, members_of
+from kb.external.apis import ExternalInfo, infos_of
 from kb.metadata.fields import Field, fields_of
-from kb.models import Dataset, Tag
+from kb.models import EXTERNAL, Dataset, Tag
 from kb.tags import tags_of
 
 
@@ -20,6 +21,7 @@ class Facts:
 
     Attributes:
         members: who may see it when its permission is `partial_members`.
+        external: the service behind it, when it has one.
     """
 
     counts: Counts = field(default_factory=Counts)
@@ -27,6 +29,7 @@ class Facts:
     members: Sequence[uuid.UUID] = ()
     fields: Sequence[Field] = ()
     """Of its documents' metadata, the built-in ones at the end while they are switched on."""
+    external: ExternalInfo | None = None
 
 
 def facts_of(session: Session, rows: Sequence[Dataset]) -> dict[uuid.UUID, Facts]:
@@ -38,4 +41,5 @@ def facts_of(session: Session, rows: Sequence[Dataset]) -> dict[uuid.UUID, Facts
         members_of(session, ids),
         fields_of(session, ids),
     )
-    return {i: Facts(counts[i], tags[i], members[i], tuple(fields[i])) for i in ids}
+    infos = infos_of(session, [row.id for row in rows if row.provider == EXTERNAL])
+    return {i: Facts(counts[i], tags[i], members[i], tuple(fields[i]), infos.get(i)) for i in ids}

@@ -9,25 +9,25 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastapi import APIRouter, Response
-from sqlalchemy.orm import Session
 
 from kb.api.bodies import QueryBody, parse
 from kb.api.deps import Access, AccessDep, QueryLogDep
 from kb.api.retrieval import (
     check_long_query,
     clock,
-    conditions_of,
     json_response,
     remembered,
     search_settings,
 )
 from kb.db import now
 from kb.errors import InvalidParam, ProviderNotInitialized
-from kb.knowledge.asking import Chosen, Failure, Gathered, choose, gather, shared_model
+from kb.external.records import ExternalHit
+from kb.knowledge.choosing import Chosen, Failure, choose, shared_model
+from kb.knowledge.gathering import AnyHit, Gathered, Gathering, dataset_of, id_of
 from kb.knowledge.schemas import KnowledgeRetrieval
+from kb.models import EXTERNAL
 from kb.query_log import Found, QueryLog
 from kb.resources import Resources
-from kb.retrieval.types import Hit
 from kb.schemas import RetrievalModelIn
 
 router = APIRouter(prefix="/v1", tags=["retrieval"])
@@ -63,10 +63,9 @@ def retrieve_knowledge(body: QueryBody, access: AccessDep, history: QueryLogDep)
     if not query.strip():
         return json_response(_answer((), {}, {}))
     check_long_query(query, resources.settings)
-    with access.reading() as session:
-        done = _ask(session, query, asked, access)
-        names = {dataset.id: dataset.name for dataset in done.chosen.datasets}
-        items = [item(hit, names, at) for at, hit in enumerate(done.gathered.hits, start=1)]
+    done = _ask(query, asked, access)
+    names = {dataset.id: dataset.name for dataset in done.chosen.datasets}
+    items = [item(hit, names, at) for at, hit in enumerate(done.gathered.hits, start=1)]
     _remember(history, done, resources)
     failures = {str(i): exc for i, exc in done.gathered.failures.items()} | done.chosen.failures
     return json_response(_answer(items, failures, names) | {"timings_ms": done.gathered.timings_ms})
@@ -81,35 +80,32 @@ def _check_number(dataset_ids: Sequence[str], resources: Resources) -> None:
         )
 
 
-def _ask(session: Session, query: str, asked: KnowledgeRetrieval, access: Access) -> _Asked:
+def _ask(query: str, asked: KnowledgeRetrieval, access: Access) -> _Asked:
     caller, resources = access.caller, access.resources
     if asked.retrieval_mode == "single" or asked.metadata_filtering_mode == "automatic":
         raise ProviderNotInitialized(
             "no chat model is configured; use retrieval_mode 'multiple' and "
             "metadata_filtering_mode 'disabled' or 'manual'"
         )
-    chosen = choose(session, caller.workspace_id, caller.dataset_id, asked.dataset_ids)
     manual = asked.metadata_filtering_mode == "manual"
     conditions = asked.metadata_filtering_conditions if manual else None
-    model = shared_model(asked.multiple_retrieval_config, chosen.datasets, conditions)
-    settings = search_settings(model, resources.settings)
     with clock() as took_ms:
-        found = gather(
-            session,
-            query,
-            chosen.datasets,
-            settings,
-            resources,
-            conditions=conditions_of(conditions),
-        )
-    return _Asked(query, chosen, model, found, took_ms())
+        with access.reading() as session:
+            chosen = choose(session, caller.workspace_id, caller.dataset_id, asked.dataset_ids)
+            model = shared_model(asked.multiple_retrieval_config, chosen.datasets, conditions)
+            settings = search_settings(model, resources.settings)
+            gathering = Gathering(
+                session, query, chosen.datasets, settings, resources, conditions=conditions
+            )
+        gathered = gathering.result()
+    return _Asked(query, chosen, model, gathered, took_ms())
 
 
 def _remember(history: QueryLog, done: _Asked, resources: Resources) -> None:
     """A row with each dataset that was asked."""
     hits: dict[uuid.UUID, list[Found]] = defaultdict(list)
     for rank, hit in enumerate(done.gathered.hits, start=1):
-        hits[hit.segment.dataset_id].append(Found(hit.segment.id, hit.score, rank))
+        hits[dataset_of(hit)].append(Found(id_of(hit), hit.score, rank))
     call_id, at = uuid.uuid4(), now()
     for dataset in done.chosen.datasets:
         settings = remembered(dataset, done.model, resources.settings)
@@ -121,7 +117,7 @@ def _remember(history: QueryLog, done: _Asked, resources: Resources) -> None:
             settings=settings | {"dataset_ids": [str(d.id) for d in done.chosen.datasets]},
             hits=hits[dataset.id],
             latency_ms=done.latency_ms,
-            used=[hit.segment_id for hit in hits[dataset.id]],
+            used=[hit.segment_id for hit in hits[dataset.id] if dataset.provider != EXTERNAL],
             call_id=call_id,
             at=at,
         )
@@ -146,8 +142,10 @@ def _answer(
     }
 
 
-def item(hit: Hit, names: Mapping[uuid.UUID, str], position: int) -> Json:
+def item(hit: AnyHit, names: Mapping[uuid.UUID, str], position: int) -> Json:
     """One item of the node's `result`."""
+    if isinstance(hit, ExternalHit):
+        return _foreign_item(hit, names[hit.dataset_id], position)
     segment, document = hit.segment, hit.document
     return {
         "metadata": {
@@ -180,3 +178,30 @@ def item(hit: Hit, names: Mapping[uuid.UUID, str], position: int) -> Json:
 
 def _content(content: str, answer: str | None) -> str:
     return content if answer is None else f"question:{content} \nanswer:{answer}"
+
+
+def _foreign_item(hit: ExternalHit, dataset_name: str, position: int) -> Json:
+    whose = {"dataset_id": str(hit.dataset_id), "dataset_name": dataset_name}
+    return {
+        "metadata": {
+            "_source": "knowledge",
+            **whose,
+            "document_id": hit.document_id,
+            "document_name": hit.title,
+            "data_source_type": "external",
+            "segment_id": None,
+            "retriever_from": "workflow",
+            "score": hit.score,
+            "child_chunks": [],
+            "segment_hit_count": 0,
+            "segment_word_count": 0,
+            "segment_position": 0,
+            "segment_index_node_hash": None,
+            "doc_metadata": {**hit.metadata, "score": hit.score, "title": hit.title, **whose},
+            "position": position,
+        },
+        "title": hit.title,
+        "files": None,
+        "content": hit.content,
+        "summary": None,
+    }

@@ -8,6 +8,7 @@ from fastapi import FastAPI
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from kb.external.schemas import ExternalApiIn, ExternalDatasetCreate, ExternalHitTesting
 from kb.knowledge.schemas import KnowledgeRetrieval
 from kb.model_schemas import ModelCreate, ModelUpdate
 from kb.schemas import (
@@ -65,6 +66,10 @@ BODIES: dict[tuple[str, str], type[BaseModel]] = {
     ("post", f"{_DATASET}/retrieve"): HitTesting,
     ("post", "/retrieval"): ExternalRetrieval,
     ("post", "/v1/knowledge-retrieval"): KnowledgeRetrieval,
+    ("post", "/v1/datasets/external-knowledge-api"): ExternalApiIn,
+    ("patch", "/v1/datasets/external-knowledge-api/{api_id}"): ExternalApiIn,
+    ("post", "/v1/datasets/external"): ExternalDatasetCreate,
+    ("post", f"{_DATASET}/external-hit-testing"): ExternalHitTesting,
     ("post", f"{_DOCUMENT}/segments"): SegmentsCreate,
     ("post", f"{_DOCUMENT}/segments/{{segment_id}}"): SegmentUpdate,
     ("post", f"{_DOCUMENT}/segments/{{segment_id}}/child_chunks"): ChildIn,
@@ -129,6 +134,8 @@ QUERIES: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
     ("post", f"{_DATASET}/retrieve"): {
         "explain": ("boolean", "say how each score came about"),
     },
+    ("get", "/v1/datasets/external-knowledge-api"): _PAGE
+    | {"keyword": ("string", "part of the name")},
     ("get", "/v1/queries"): _PAGE | _HISTORY,
     ("get", f"{_DATASET}/queries"): _PAGE | _HISTORY,
     ("post", "/v1/doctor"): {

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request
+from sqlalchemy.orm import Session
 
 from kb import queries
 from kb.api.deps import Access, AccessDep, Page, PageDep, QueryLogDep, path_id, query_text
-from kb.api.retrieval import clock, conditions_of, found_by, search_settings
+from kb.api.retrieval import clock, found_by, search_settings
 from kb.api.shapes import epoch, text
 from kb.errors import InvalidParam, NotFound
-from kb.knowledge.asking import choose, gather
+from kb.knowledge.choosing import choose
+from kb.knowledge.gathering import Gathering
 from kb.models import DatasetQuery
 from kb.queries import Difference, Place
 from kb.query_log import Found
-from kb.schemas import RetrievalModelIn
+from kb.schemas import ExternalRetrievalModel, RetrievalModelIn
 
 router = APIRouter(prefix="/v1", tags=["queries"])
 
@@ -61,12 +64,15 @@ def replay_query(query_id: str, access: AccessDep, history: QueryLogDep) -> Json
         rows = queries.of_same_call(session, row)
         before = queries.hits_of(rows)
         with clock() as took_ms:
-            now = _again(session, row, access)
+            gathering = _again(session, row, rows, access)
+    with clock() as waited_ms:
+        gathered = gathering.result()
+    now = found_by(gathered.hits)
     found = queries.differences(before, now, row.created_at, access.resources)
     return {
         "query": shape(row),
         "hits": _hits(now),
-        "latency_ms": round(took_ms(), 3),
+        "latency_ms": round(took_ms() + waited_ms(), 3),
         "identical": not found,
         "differences": [_difference(difference) for difference in found],
     }
@@ -93,7 +99,7 @@ def _page(request: Request, page: Page, access: Access, dataset_id: str | None) 
     }
 
 
-def _row(session: Any, query_id: str, access: Access) -> DatasetQuery:
+def _row(session: Session, query_id: str, access: Access) -> DatasetQuery:
     key = path_id("query", query_id)
     row = queries.get_query(session, access.caller.workspace_id, key)
     if access.caller.dataset_id not in (None, row.dataset_id):
@@ -101,8 +107,10 @@ def _row(session: Any, query_id: str, access: Access) -> DatasetQuery:
     return row
 
 
-def _again(session: Any, row: DatasetQuery, access: Access) -> list[Found]:
-    """What the same call finds now.
+def _again(
+    session: Session, row: DatasetQuery, rows: Sequence[DatasetQuery], access: Access
+) -> Gathering:
+    """The same call, under way.
 
     Raises:
         InvalidParam: it was asked before its settings were kept.
@@ -112,15 +120,22 @@ def _again(session: Any, row: DatasetQuery, access: Access) -> list[Found]:
             f"query {str(row.id)!r} was asked before settings were kept, so it cannot be asked as "
             "it was; ask it anew with POST /v1/datasets/{dataset_id}/retrieve"
         )
-    resources = access.resources
+    resources, caller = access.resources, access.caller
     model = RetrievalModelIn.model_validate(row.settings["retrieval_model"])
-    settings = search_settings(model, resources.settings)
     ids = row.settings.get("dataset_ids", [str(row.dataset_id)])
-    caller = access.caller
-    datasets = choose(session, caller.workspace_id, caller.dataset_id, ids).datasets
-    conditions = conditions_of(model.metadata_filtering_conditions)
-    found = gather(session, row.content, datasets, settings, resources, conditions=conditions)
-    return found_by(found.hits)
+    return Gathering(
+        session,
+        row.content,
+        choose(session, caller.workspace_id, caller.dataset_id, ids).datasets,
+        search_settings(model, resources.settings),
+        resources,
+        conditions=model.metadata_filtering_conditions,
+        external={
+            r.dataset_id: ExternalRetrievalModel.model_validate(r.settings["external"])
+            for r in rows
+            if r.settings is not None and "external" in r.settings
+        },
+    )
 
 
 def shape(row: DatasetQuery) -> Json:

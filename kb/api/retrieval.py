@@ -26,15 +26,24 @@ from kb.api.deps import (
 )
 from kb.db import reading
 from kb.errors import InvalidParam, KBError, NotFound, Unauthorized
-from kb.models import Dataset
+from kb.external.asking import Source, ask, source_of
+from kb.external.records import ExternalHit
+from kb.knowledge.gathering import AnyHit, id_of
+from kb.models import EXTERNAL, Dataset
 from kb.query_log import Found, QueryLog
 from kb.resources import Resources
 from kb.retrieval.conditions import Conditions
 from kb.retrieval.filters import compile_filters
 from kb.retrieval.fusion import Weights
 from kb.retrieval.service import retrieve
-from kb.retrieval.types import Hit, RerankModel, RetrievalSettings, SearchMethod
-from kb.schemas import ExternalRetrieval, HitTesting, MetadataFilter, RetrievalModelIn
+from kb.retrieval.types import RerankModel, RetrievalSettings, SearchMethod
+from kb.schemas import (
+    ExternalRetrieval,
+    ExternalRetrievalModel,
+    HitTesting,
+    MetadataFilter,
+    RetrievalModelIn,
+)
 from kb.settings import Settings
 from pipelines.errors import TransientError
 
@@ -62,6 +71,10 @@ def retrieve_segments(
     with access.reading() as session:
         dataset = access.dataset(session, dataset_id)
         asked = parse(HitTesting, body)
+        if dataset.provider == EXTERNAL:
+            source = source_of(session, dataset, resources)
+            session.close()  # whoever waits for another's answer holds no connection
+            return _retrieve_external(source, asked, resources, history)
         stored = RetrievalModelIn.model_validate(dataset.retrieval_model or {})
         model = asked.retrieval_model or stored
         query = check_query(asked.query, resources.settings)
@@ -92,6 +105,64 @@ def retrieve_segments(
     return json_response(answer)
 
 
+def _retrieve_external(
+    source: Source, asked: HitTesting, resources: Resources, history: QueryLog
+) -> Response:
+    query, given = check_query(asked.query, resources.settings), asked.retrieval_model
+    model = asked.external_retrieval_model
+    if model is None and given is not None:
+        model = ExternalRetrievalModel(
+            top_k=given.top_k,
+            score_threshold=given.score_threshold,
+            score_threshold_enabled=given.score_threshold_enabled,
+        )
+    hits = ask_external(
+        source.asked(model, most=resources.settings.limits.top_k),
+        query,
+        given.metadata_filtering_conditions if given is not None else None,
+        resources,
+        history,
+    )
+    records = [shapes.record_of_foreign(hit) for hit in hits]
+    return json_response({"query": {"content": query}, "records": records})
+
+
+def ask_external(
+    source: Source,
+    query: str,
+    conditions: MetadataFilter | None,
+    resources: Resources,
+    history: QueryLog,
+    *,
+    door: str = "hit_testing",
+) -> list[ExternalHit]:
+    """What the service behind a dataset answers; the question goes into the history.
+
+    Args:
+        door: which one it came through.
+    Raises:
+        ExternalKnowledgeFailed: no answer, or none of the contract.
+    """
+    with clock() as took_ms:
+        hits = ask(source, query, conditions, resources.external)
+    model = RetrievalModelIn(top_k=source.top_k, metadata_filtering_conditions=conditions)
+    in_force = {
+        "top_k": source.top_k,
+        "score_threshold": source.threshold,
+        "score_threshold_enabled": source.threshold is not None,
+    }
+    history.add(
+        source.dataset_id,
+        query,
+        source=door,
+        actor=resources.owner_id,
+        settings={"retrieval_model": _dumped(model), "space": None, "external": in_force},
+        hits=found_by(hits),
+        latency_ms=took_ms(),
+    )
+    return hits
+
+
 @contextmanager
 def clock() -> Iterator[Callable[[], float]]:
     """Measures what is done inside; what it yields says how many milliseconds that took."""
@@ -101,23 +172,30 @@ def clock() -> Iterator[Callable[[], float]]:
     took_ms = (time.perf_counter() - started) * 1000
 
 
-def found_by(hits: Sequence[Hit]) -> list[Found]:
+def found_by(hits: Sequence[AnyHit]) -> list[Found]:
     """What the history keeps of an answer."""
-    return [Found(hit.segment.id, hit.score, rank) for rank, hit in enumerate(hits, start=1)]
+    return [Found(id_of(hit), hit.score, rank) for rank, hit in enumerate(hits, start=1)]
 
 
 def remembered(dataset: Dataset, model: RetrievalModelIn, settings: Settings) -> dict[str, Any]:
     """What the history keeps of a search, enough to do it again: the settings in force, and the
     space that the dataset lived in.
     """
-    in_force = {"top_k": _EXECUTED_TOP_K} | model.model_dump(mode="json", exclude_none=True)
+    in_force = {"top_k": _EXECUTED_TOP_K} | _dumped(model)
     if model.weights is None and model.search_method == "hybrid_search":
         weights = _weights(model, settings)
         in_force["weights"] = {
             "vector_setting": {"vector_weight": weights.dense},
             "keyword_setting": {"keyword_weight": weights.text},
         }
-    return {"retrieval_model": in_force, "space": dataset.space_name}
+    kept = {"retrieval_model": in_force, "space": dataset.space_name}
+    if dataset.provider == EXTERNAL:
+        kept["external"] = dataset.retrieval_model or {}
+    return kept
+
+
+def _dumped(model: RetrievalModelIn) -> dict[str, Any]:
+    return model.model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
 def json_response(value: Any) -> Response:
@@ -248,11 +326,16 @@ def _answer_external(
     query = check_long_query(asked.query, resources.settings)
     with reading(resources.sessions) as session:
         dataset = find_dataset(session, caller, asked.knowledge_id)
+        if dataset.provider == EXTERNAL:
+            source = source_of(session, dataset, resources)
+            session.close()
+            return _pass_on(source, asked, resources, history)
         model = RetrievalModelIn.model_validate(dataset.retrieval_model or {}).model_copy(
             update={
                 "top_k": setting.top_k if setting else None,
                 "score_threshold": setting.score_threshold if setting else None,
                 "score_threshold_enabled": bool(setting and setting.score_threshold),
+                "metadata_filtering_conditions": asked.metadata_condition,
             }
         )
         settings = search_settings(model, resources.settings)
@@ -276,6 +359,27 @@ def _answer_external(
         used=[hit.segment.id for hit in found.hits],
     )
     return json_response({"records": records})
+
+
+def _pass_on(
+    source: Source, asked: ExternalRetrieval, resources: Resources, history: QueryLog
+) -> Response:
+    """The answer of the service behind a dataset, itself a service to whoever asks here."""
+    setting = asked.retrieval_setting
+    model = ExternalRetrievalModel(
+        top_k=setting.top_k if setting else None,
+        score_threshold=setting.score_threshold if setting else None,
+        score_threshold_enabled=bool(setting and setting.score_threshold),
+    )
+    hits = ask_external(
+        source.asked(model, most=resources.settings.limits.top_k),
+        asked.query,
+        asked.metadata_condition,
+        resources,
+        history,
+        door="external",
+    )
+    return json_response({"records": [shapes.foreign_record(hit) for hit in hits]})
 
 
 def _external_error(status: int, code: int, message: str) -> JSONResponse:

@@ -9,6 +9,8 @@ from uuid import UUID
 from kb.api.facts import Facts
 from kb.document_status import display_status
 from kb.documents import Progress
+from kb.external.apis import ExternalInfo
+from kb.external.records import ExternalHit
 from kb.models import (
     ChildChunk,
     Dataset,
@@ -84,7 +86,7 @@ def dataset(row: Dataset, facts: Facts, *, embedding_available: bool | None) -> 
         "summary_index_setting": row.summary_index_setting,
         "tags": [{"id": str(t.id), "name": t.name, "type": "knowledge"} for t in facts.tags],
         "doc_form": row.doc_form,
-        "external_knowledge_info": None,
+        "external_knowledge_info": _external_info(facts.external),
         "external_retrieval_model": {
             "top_k": model["top_k"],
             "score_threshold": threshold or 0.0,
@@ -103,6 +105,17 @@ def dataset(row: Dataset, facts: Facts, *, embedding_available: bool | None) -> 
         "total_available_documents": counts.available,
         "enable_api": row.enable_api,
         "is_multimodal": False,
+    }
+
+
+def _external_info(info: ExternalInfo | None) -> Json | None:
+    if info is None:
+        return None
+    return {
+        "external_knowledge_id": info.knowledge_id,
+        "external_knowledge_api_id": str(info.api_id),
+        "external_knowledge_api_name": info.api_name,
+        "external_knowledge_api_endpoint": info.endpoint,
     }
 
 
@@ -379,6 +392,60 @@ def _leg(leg: LegScore | None, weight: float) -> Json | None:
         "normalised_score": leg.normalised,
         "weight": weight,
         "contribution": weight * leg.normalised,
+    }
+
+
+def foreign_record(hit: ExternalHit) -> Json:
+    """One record of another service's, with the four keys of the contract."""
+    return {
+        "content": hit.content,
+        "title": hit.title,
+        "score": hit.score,
+        "metadata": hit.metadata,
+    }
+
+
+def record_of_foreign(hit: ExternalHit) -> Json:
+    """The same as a record of a retrieve answer: with a segment that is nowhere else."""
+    segment: Json = {
+        "id": str(hit.id),
+        "position": 0,
+        "document_id": hit.document_id,
+        "content": hit.content,
+        "sign_content": hit.content,
+        "answer": None,
+        "word_count": len(hit.content),
+        "tokens": 0,
+        "keywords": [],
+        "index_node_id": str(hit.id),
+        "index_node_hash": None,
+        "hit_count": 0,
+        "enabled": True,
+        "disabled_at": None,
+        "disabled_by": None,
+        "status": "completed",
+        "created_by": None,
+        "created_at": None,
+        "indexing_at": None,
+        "completed_at": None,
+        "error": None,
+        "stopped_at": None,
+        "source": {},
+        "document": {
+            "id": hit.document_id,
+            "data_source_type": "external",
+            "name": hit.title,
+            "doc_type": None,
+            "doc_metadata": hit.metadata,
+        },
+    }
+    return {
+        "segment": segment,
+        "child_chunks": [],
+        "score": hit.score,
+        "tsne_position": None,
+        "files": [],
+        "summary": None,
     }
 
 

@@ -37,9 +37,10 @@ from kb.archive.layout import (
 )
 from kb.datasets import members_of
 from kb.db import Sessions, now, reading
-from kb.errors import NotFound
+from kb.errors import InvalidParam, NotFound
 from kb.ingestion.embedding_cache import find_vectors
 from kb.models import (
+    EXTERNAL,
     ChildChunk,
     Dataset,
     Document,
@@ -71,11 +72,17 @@ def export_dataset(
         with_vectors: those of the embedding cache, so that the importer needs no model.
     Raises:
         NotFound: there is no such dataset.
+        InvalidParam: another service holds its knowledge.
     """
     with reading(resources.sessions) as session:
         row = session.get(Dataset, dataset_id)
         if row is None:
             raise NotFound("dataset", dataset_id)
+        if row.provider == EXTERNAL:
+            raise InvalidParam(
+                f"dataset {row.name!r} is external: its knowledge is with another service, so "
+                "there is nothing to export"
+            )
         dataset, space = _dataset(session, row), space_of(row)
         model = (row.embedding_model_provider, row.embedding_model)
     zipped = _Zip()

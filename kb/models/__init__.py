@@ -30,6 +30,9 @@ from kb.models.columns import (
     WorkspaceId,
     enum_of,
 )
+from kb.models.external import EXTERNAL as EXTERNAL
+from kb.models.external import ExternalApi as ExternalApi
+from kb.models.external import ExternalBinding as ExternalBinding
 from kb.models.overlays import OverlayKind as OverlayKind
 from kb.models.overlays import OverlayState as OverlayState
 from kb.models.overlays import SegmentOverlay as SegmentOverlay

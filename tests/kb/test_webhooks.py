@@ -23,12 +23,13 @@ from sqlalchemy import event, select, update
 from starlette.testclient import TestClient
 
 from kb.adapters.webhook_http import HttpSender
+from kb.addresses import is_public
 from kb.db import now, reading, transaction
 from kb.models import Job, Webhook, WebhookDelivery
 from kb.ports import NotDelivered
 from kb.settings import Webhooks
 from kb.sweeper import clean_up
-from kb.webhooks import is_public, signature
+from kb.webhooks import signature
 from tests.kb.api import NOWHERE, refused
 from tests.kb.ingesting import ECONOMY, Killed, Lab, lines, open_lab
 from tests.kb.server import add_dataset, add_file, add_text, wait
@@ -151,7 +152,7 @@ def test_a_process_with_workers_delivers_by_itself(
     client: TestClient, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = client.app.state.resources.settings  # type: ignore[attr-defined]
-    object.__setattr__(client.app.state.resources.webhooks, "_allow_private", True)  # type: ignore[attr-defined]
+    object.__setattr__(client.app.state.resources.webhooks._http, "_allow_private", True)  # type: ignore[attr-defined]
     object.__setattr__(settings, "webhooks", EAGER)
     hook(client, receiver.url)
     dataset = add_dataset(client, **ECONOMY)

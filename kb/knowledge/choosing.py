@@ -1,23 +1,18 @@
-"""One question to several datasets: which they are, how they are searched, what they gave."""
+"""One question to several datasets: which they are, and how they are searched together."""
 
 from __future__ import annotations
 
 import re
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from kb.errors import Forbidden, InvalidParam, KBError, NotFound
+from kb.errors import Forbidden, KBError, NotFound
 from kb.knowledge.schemas import MultipleRetrieval
 from kb.models import Dataset, IndexingTechnique
-from kb.resources import Resources
-from kb.retrieval.conditions import Conditions
-from kb.retrieval.filters import Filter, compile_filters
-from kb.retrieval.service import retrieve
-from kb.retrieval.types import Hit, RetrievalSettings
 from kb.schemas import MetadataFilter, RerankingModel, RetrievalModelIn
 from pipelines.errors import TransientError
 
@@ -32,20 +27,6 @@ class Chosen:
 
     datasets: tuple[Dataset, ...]
     failures: dict[str, Failure]
-
-
-@dataclass(frozen=True)
-class Gathered:
-    """What several datasets gave together.
-
-    Attributes:
-        hits: best first over all datasets.
-        failures: datasets that gave nothing because they could not.
-    """
-
-    hits: tuple[Hit, ...]
-    failures: dict[uuid.UUID, Failure] = field(default_factory=dict)
-    timings_ms: dict[str, float] = field(default_factory=dict)
 
 
 def choose(
@@ -129,34 +110,3 @@ def _alike(datasets: Sequence[Dataset]) -> RetrievalModelIn | None:
 def datasets_with_vectors(datasets: Sequence[Dataset]) -> list[Dataset]:
     """Those that can be searched by meaning."""
     return [d for d in datasets if d.indexing_technique is IndexingTechnique.HIGH_QUALITY]
-
-
-def gather(
-    session: Session,
-    query: str,
-    datasets: Sequence[Dataset],
-    settings: RetrievalSettings,
-    resources: Resources,
-    *,
-    conditions: Conditions | None = None,
-) -> Gathered:
-    """Ask all of them; one that fails is left out, and so is one whose fields are of other types
-    than the conditions are.
-
-    Raises:
-        KBError, TransientError: every one of them failed; what the first of them said.
-    """
-    failures: dict[uuid.UUID, Failure] = {}
-    filters: dict[uuid.UUID, Filter] = {}
-    for dataset in datasets:
-        try:
-            limits = resources.settings.limits
-            filters |= compile_filters(session, [dataset], conditions, limits)
-        except InvalidParam as exc:
-            failures[dataset.id] = exc
-    asked = [dataset for dataset in datasets if dataset.id not in failures]
-    found = retrieve(session, query, asked, settings, resources, filters=filters, partial=True)
-    failures |= found.failures
-    if datasets and len(failures) == len(datasets):
-        raise next(iter(failures.values()))
-    return Gathered(found.hits, failures, found.timings_ms)

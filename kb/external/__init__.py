@@ -1,0 +1,1 @@
+"""Knowledge that other services hold, asked through the external-knowledge contract."""
