@@ -425,6 +425,7 @@ class Client:
         top_k: int = 5,
         threshold: float | None = None,
         vector_weight: float | None = None,
+        conditions: Json | None = None,
         explain: bool = False,
     ) -> Answer:
         """The passages that answer a query, best first.
@@ -434,6 +435,7 @@ class Client:
                 dataset of technique `economy` is always searched by words.
             threshold: only scores >= this, in [0, 1].
             vector_weight: the share of meaning in a hybrid score, in [0, 1]; None: the server's.
+            conditions: on metadata, as `metadata_filtering_conditions` has them.
             explain: also return how each score came about, and the stages' times.
         """
         model: Json = {
@@ -448,6 +450,8 @@ class Client:
                 "vector_setting": {"vector_weight": vector_weight},
                 "keyword_setting": {"keyword_weight": round(1 - vector_weight, 9)},
             }
+        if conditions is not None:
+            model["metadata_filtering_conditions"] = conditions
         answer = self._json(
             "POST",
             f"{self._path(dataset)}/retrieve",
@@ -459,6 +463,42 @@ class Client:
             raw=answer,
             timings_ms=answer.get("timings_ms", {}),
         )
+
+    # -- metadata
+
+    def metadata(self, dataset: str) -> Json:
+        """`doc_metadata`, the fields with their counts; and `built_in_field_enabled`."""
+        return self._json("GET", f"{self._path(dataset)}/metadata")
+
+    def add_metadata_field(self, dataset: str, name: str, type: str) -> Json:
+        """Make a field of type `string`, `number` or `time`."""
+        body = {"name": name, "type": type}
+        return self._json("POST", f"{self._path(dataset)}/metadata", json=body)
+
+    def rename_metadata_field(self, dataset: str, field_id: str, name: str) -> Json:
+        """Give a field another name."""
+        path = f"{self._path(dataset)}/metadata/{field_id}"
+        return self._json("PATCH", path, json={"name": name})
+
+    def delete_metadata_field(self, dataset: str, field_id: str) -> None:
+        """Delete a field, with its value in every document."""
+        self._send("DELETE", f"{self._path(dataset)}/metadata/{field_id}")
+
+    def set_metadata(
+        self, dataset: str, document: str, values: Mapping[str, str | float | None]
+    ) -> None:
+        """Set values of a document, by field id; its other values stay.
+
+        Args:
+            document: name or id.
+        """
+        path = self._path(dataset)
+        operation = {
+            "document_id": self._document_id(path, document),
+            "metadata_list": [{"id": i, "name": "", "value": v} for i, v in values.items()],
+            "partial_update": True,
+        }
+        self._send("POST", f"{path}/documents/metadata", json={"operation_data": [operation]})
 
     # -- models
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import re
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import IO, Any
@@ -31,7 +31,9 @@ from kb.archive.layout import (
     Member,
     SegmentRecord,
 )
-from kb.errors import ArchiveTooLarge, InvalidArchive
+from kb.errors import ArchiveTooLarge, InvalidArchive, InvalidParam
+from kb.metadata.fields import BUILT_IN_NAMES, Field
+from kb.metadata.values import typed
 from kb.settings import Limits
 
 _PIECE = 2**20
@@ -226,6 +228,7 @@ def _check_records(checked: Checked) -> None:
     """Every record is one, names what is there, and the counts are those of the manifest."""
     members, counts = checked.manifest.members, checked.manifest.counts
     rules = {rule.id for rule in checked.dataset.rules}
+    fields = _fields(checked.dataset)
     found = dict.fromkeys(("document", "segment", "child"), 0)
     live = 0
     for shard in checked.shards():
@@ -237,6 +240,7 @@ def _check_records(checked: Checked) -> None:
                 document, segments = record, set()
                 live += record.live
                 _check_document(record, members, rules, shard)
+                _check_values(record, fields, shard)
             elif document is None or not document.live:
                 raise InvalidArchive(f"{shard}: {record.type} {record.id} has no live document")
             elif isinstance(record, SegmentRecord):
@@ -260,6 +264,32 @@ def _check_document(
         raise InvalidArchive(f"{shard}: the text of document {record.id} is missing")
     if record.rule is not None and record.rule not in rules:
         raise InvalidArchive(f"{shard}: the process rule of document {record.id} is missing")
+
+
+def _fields(dataset: DatasetRecord) -> dict[str, Field]:
+    """By id; their names are all different and none is a built-in field's."""
+    names = [one.name for one in dataset.fields]
+    if len(set(names)) < len(names) or not BUILT_IN_NAMES.isdisjoint(names):
+        raise InvalidArchive("dataset.json has metadata fields whose names are taken")
+    return {str(one.id): Field(one.id, one.name, one.field, "") for one in dataset.fields}
+
+
+def _check_values(record: DocumentRecord, fields: Mapping[str, Field], shard: str) -> None:
+    for field_id, value in (record.doc_metadata or {}).items():
+        field = fields.get(field_id)
+        if field is None:
+            raise InvalidArchive(f"{shard}: document {record.id} has a value of no known field")
+        if value is None:
+            continue
+        try:
+            fits = not isinstance(value, bool) and typed(value, field) == value
+        except (InvalidParam, TypeError, ValueError):
+            fits = False
+        if not fits:
+            raise InvalidArchive(
+                f"{shard}: document {record.id} has a value of field {field.name!r} that is no "
+                f"{field.type.value}"
+            )
 
 
 def _vectors(checked: Checked, name: str) -> tuple[list[str], NDArray[np.float32]]:

@@ -10,6 +10,7 @@ from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 import numpy as np
 from sqlalchemy import select
@@ -27,6 +28,7 @@ from kb.archive.layout import (
     DatasetRecord,
     DocumentRecord,
     Embedding,
+    FieldRecord,
     Manifest,
     Member,
     OverlayRecord,
@@ -39,6 +41,7 @@ from kb.datasets import members_of
 from kb.db import Sessions, now, reading
 from kb.errors import InvalidParam, NotFound
 from kb.ingestion.embedding_cache import find_vectors
+from kb.metadata.fields import fields_of, list_fields
 from kb.models import (
     EXTERNAL,
     ChildChunk,
@@ -272,6 +275,11 @@ def _dataset(session: Session, row: Dataset) -> DatasetRecord:
             Rule(id=rule.id, mode=rule.mode, rules=rule.rules, created_at=rule.created_at)
             for rule in rules
         ],
+        fields=[
+            FieldRecord(id=own.id, name=own.name, field=own.type, created_at=own.created_at)
+            for own in list_fields(session, [row.id])
+        ],
+        built_in_fields=row.built_in_field_enabled,
         tags=[tag.name for tag in tags_of(session, [row.id])[row.id]],
         members=members_of(session, [row.id])[row.id],
     )
@@ -301,7 +309,7 @@ def _document(session: Session, document_id: uuid.UUID) -> _Exported | None:
         data_source_type=document.data_source_type,
         doc_form=document.doc_form,
         doc_language=document.doc_language,
-        doc_metadata=document.doc_metadata,
+        doc_metadata=_values(session, document),
         created_from=document.created_from,
         created_at=document.created_at,
         updated_at=document.updated_at,
@@ -339,6 +347,14 @@ def _overlays(session: Session, document_id: uuid.UUID) -> list[OverlayRecord]:
         OverlayRecord(**{name: getattr(row, name) for name in OverlayRecord.model_fields})
         for row in rows
     ]
+
+
+def _values(session: Session, document: Document) -> dict[str, Any] | None:
+    """By field id, without what fields left that were deleted."""
+    if not document.doc_metadata:
+        return None
+    known = fields_of(session, [document.dataset_id])[document.dataset_id].by_id
+    return {i: value for i, value in document.doc_metadata.items() if i in known} or None
 
 
 def _rows(session: Session, document_id: uuid.UUID) -> tuple[list[Record], list[str]]:

@@ -6,6 +6,7 @@ down with it and put off as long as the import lives; so whatever ends an import
 
 from __future__ import annotations
 
+import itertools
 import logging
 import uuid
 from collections.abc import Iterator, Sequence
@@ -18,23 +19,26 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from kb.archive.checking import Checked, check
-from kb.archive.layout import ChildRecord, DocumentRecord, SegmentRecord
+from kb.archive.layout import ChildRecord, DatasetRecord, DocumentRecord, SegmentRecord
 from kb.datasets import set_members, set_technique
 from kb.db import after_commit, exclusive, moment, now, reading, transaction
 from kb.errors import Conflict, DatasetNameDuplicate, InvalidParam
 from kb.ingestion.embedding_cache import embed_cached, remember_vectors, text_hash
-from kb.ingestion.points import Embed, Leaf, write_leaves
+from kb.ingestion.points import Embed, Leaf, find_facts, write_leaves
 from kb.ingestion.staging import counted, identity_of
 from kb.maintenance import abandon_import
+from kb.metadata.fields import FIRST_FREE_SLOT
 from kb.models import (
     IMPORTS_ID,
     ChildChunk,
     Dataset,
     Document,
     DocumentVersion,
+    FieldType,
     IndexingStatus,
     Job,
     JobKind,
+    MetadataField,
     OverlayState,
     ProcessRule,
     Segment,
@@ -138,6 +142,12 @@ class _Ids:
     def document(self, archived: uuid.UUID) -> uuid.UUID:
         return archived if self.kept else uuid.uuid5(self.dataset_id, archived.hex)
 
+    def values(self, archived: dict[str, Any] | None) -> dict[str, Any] | None:
+        """Metadata, by the ids that its fields have here."""
+        if archived is None:
+            return None
+        return {str(self.document(uuid.UUID(i))): value for i, value in archived.items()}
+
     def rule(self, archived: uuid.UUID | None) -> uuid.UUID | None:
         return None if archived is None else self.document(archived)
 
@@ -224,6 +234,7 @@ class _Building:
             session.add(dataset)
             session.flush()
             set_members(session, dataset, record.members)
+            _add_fields(session, dataset, record, ids)
             for rule in record.rules:
                 session.add(
                     ProcessRule(
@@ -383,7 +394,7 @@ class _Building:
                 process_rule_id=rule,
                 doc_form=record.doc_form,
                 doc_language=record.doc_language,
-                doc_metadata=record.doc_metadata,
+                doc_metadata=self._ids.values(record.doc_metadata),
                 created_from=record.created_from,
                 created_by=resources.owner_id,
                 created_at=record.created_at,
@@ -499,6 +510,8 @@ class _Building:
         if self.space.dim is not None:
             embedder = resources.embedders(self.space.name)
             embed = partial(embed_cached, embedder, sessions=resources.sessions)
+        with reading(resources.sessions) as session:
+            facts = find_facts(session, document_id)
         leaves = [
             Leaf(
                 row["id"],
@@ -507,6 +520,7 @@ class _Building:
                 1,
                 row["content"],
                 row["text_hash"],
+                facts,
             )
             for row in [*(s for s in segments if not s["has_children"]), *children]
         ]
@@ -595,6 +609,23 @@ class _Building:
         return queued or 0
 
 
+def _add_fields(session: Session, dataset: Dataset, record: DatasetRecord, ids: _Ids) -> None:
+    slots = itertools.count(FIRST_FREE_SLOT)
+    for one in record.fields:
+        session.add(
+            MetadataField(
+                id=ids.document(one.id),
+                dataset_id=dataset.id,
+                name=one.name,
+                type=one.field,
+                slot=None if one.field is FieldType.STRING else next(slots),
+                created_by=dataset.created_by,
+                created_at=one.created_at,
+            )
+        )
+    dataset.built_in_field_enabled = record.built_in_fields
+
+
 def _announce(resources: Resources, documents: Sequence[Any]) -> None:
     for row in documents:  # the sweeper announces what is left
         resources.jobs.index_document(row[0], row[1])
@@ -620,7 +651,8 @@ def _taken(session: Session, checked: Checked) -> bool:
     if session.get(Dataset, checked.dataset.id) is not None:
         return True
     rules = [rule.id for rule in checked.dataset.rules]
-    if _any_known(session, ProcessRule, rules):
+    fields = [one.id for one in checked.dataset.fields]
+    if _any_known(session, ProcessRule, rules) or _any_known(session, MetadataField, fields):
         return True
     for shard in checked.shards():
         found: dict[Any, list[uuid.UUID]] = {Document: [], Segment: [], ChildChunk: []}

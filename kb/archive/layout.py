@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
-from kb.models import DocForm, IndexingTechnique, OverlayKind, OverlayState
+from kb.models import DocForm, FieldType, IndexingTechnique, OverlayKind, OverlayState
 
 FORMAT: Literal["kb-dataset"] = "kb-dataset"
 FORMAT_VERSION = 1
@@ -87,6 +87,15 @@ class Rule(Record):
     created_at: datetime
 
 
+class FieldRecord(Record):
+    """A metadata field; documents hold its values by its id."""
+
+    id: uuid.UUID
+    name: Annotated[str, Field(min_length=1, max_length=255)]
+    field: FieldType
+    created_at: datetime
+
+
 class DatasetRecord(Record):
     """dataset.json: the dataset's settings, and the process rules that its documents name.
 
@@ -105,6 +114,8 @@ class DatasetRecord(Record):
     summary_index_setting: dict[str, Any] | None
     created_at: datetime
     rules: list[Rule]
+    fields: Annotated[list[FieldRecord], Field(max_length=1000)] = []
+    built_in_fields: bool = False
     tags: list[Annotated[str, Field(min_length=1, max_length=50)]] = []
     members: list[uuid.UUID] = []
 

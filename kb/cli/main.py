@@ -15,6 +15,7 @@ COMMANDS = (
     "search",
     "datasets",
     "documents",
+    "metadata",
     "models",
     "status",
     "doctor",

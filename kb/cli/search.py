@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 
 from kb.cli.client import connect
+from kb.cli.filters import parse_filter
 from kb.cli.options import Target, dataset_option, examples, json_option, target_options
 from kb.cli.output import console, place, print_json
 
@@ -24,6 +25,7 @@ _INDENT = 4
     epilog=examples(
         'kb search "How long is the warranty?" --dataset handbook',
         'kb search "error E42" -d handbook --method fulltext --top-k 3',
+        "kb search warranty -d handbook --filter 'year >= 2020 and not author is \"Ann\"'",
         'kb search "退货期限" -d handbook --vector-weight 0.7 --explain',
         'kb search "price of a mast" -d handbook --json | jq ".records[0].segment.content"',
     )
@@ -56,6 +58,14 @@ _INDENT = 4
     type=click.FloatRange(0, 1),
     help="Share of meaning in a hybrid score; words get the rest.  [default: the server's, 0.5]",
 )
+@click.option(
+    "--filter",
+    "-f",
+    "filter_",
+    metavar="CONDITIONS",
+    help="Only documents whose metadata meets these, such as 'year >= 2020 and author is \"Ann\"'."
+    "  [default: all]",
+)
 @click.option("--explain", is_flag=True, help="Also print how each score came about, and times.")
 @json_option
 @target_options()
@@ -68,6 +78,7 @@ def search(
     top_k: int,
     threshold: float | None,
     vector_weight: float | None,
+    filter_: str | None,
     explain: bool,
     as_json: bool,
 ) -> None:
@@ -75,7 +86,13 @@ def search(
 
     A score lies between 0 and 1. Scores of one method are comparable with each other, not with
     those of another method.
+
+    \b
+    A filter joins conditions by and, or, not and parentheses:
+      year >= 2020           author is "Ann Lee"      title starts with Guide
+      tags in (a, b)         author is not empty      title contains x ignoring case
     """
+    conditions = parse_filter(filter_) if filter_ is not None else None
     with connect(target) as client:
         answer = client.search(
             dataset,
@@ -84,9 +101,10 @@ def search(
             top_k=top_k,
             threshold=threshold,
             vector_weight=vector_weight,
+            conditions=conditions,
             explain=explain,
         )
-        hint = None if answer else _hint(client.dataset(dataset), threshold)
+        hint = None if answer else _hint(client.dataset(dataset), threshold, filter_)
     if hint is not None:
         click.echo(f"nothing found: {hint}", err=True)
     if as_json:
@@ -95,7 +113,7 @@ def search(
         print_answer(answer, query)
 
 
-def _hint(dataset: dict[str, Any], threshold: float | None) -> str:
+def _hint(dataset: dict[str, Any], threshold: float | None, filter_: str | None) -> str:
     """What would help where nothing was found."""
     if not dataset["total_documents"]:
         return f"the dataset is empty; fill it: kb ingest PATH --dataset {dataset['name']}"
@@ -103,6 +121,11 @@ def _hint(dataset: dict[str, Any], threshold: float | None) -> str:
         return (
             "none of its documents is searchable yet; see: kb documents list --dataset "
             f"{dataset['name']}"
+        )
+    if filter_ is not None:
+        return (
+            "no document that the filter leaves has it; look at the fields: kb metadata list "
+            f"--dataset {dataset['name']}"
         )
     if threshold is not None:
         return f"no passage scores {threshold:g} or more; try a lower --threshold"

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from kb.doctor.texts import Text
 from kb.models import Job, JobKind
 from kb.ports import PointHead
 
@@ -15,7 +16,7 @@ from kb.ports import PointHead
 @dataclass(frozen=True)
 class Due:
     """What will be removed (points, documents, datasets, blob keys), weighed anew (datasets), or
-    made what SQL says (`unsettled`: points)."""
+    made what SQL says (`unsettled`: points, `labelled`: documents, or datasets whole)."""
 
     points: frozenset[str]
     documents: frozenset[str]
@@ -23,6 +24,7 @@ class Due:
     keys: frozenset[str]
     weights: frozenset[str]
     unsettled: frozenset[str]
+    labelled: frozenset[str]
 
     def removes(self, head: PointHead) -> bool:
         """Whether a job will remove the point."""
@@ -35,6 +37,10 @@ class Due:
     def weighs(self, dataset_id: uuid.UUID) -> bool:
         """Whether a job looks at the dataset's average length, and may write all its points."""
         return str(dataset_id) in self.weights
+
+    def labels(self, text: Text) -> bool:
+        """Whether a job will give the text's point the metadata of its document."""
+        return not self.labelled.isdisjoint((str(text.dataset_id), str(text.document_id)))
 
 
 def due_work(session: Session) -> Due:
@@ -49,5 +55,8 @@ def due_work(session: Session) -> Due:
         datasets=frozenset(p["dataset_id"] for p in of_kind[JobKind.DELETE_DATASET] + imports),
         keys=frozenset(key for p in of_kind[JobKind.DELETE_BLOBS] + imports for key in p["keys"]),
         weights=frozenset(p["dataset_id"] for p in weighing),
+        labelled=frozenset(
+            i for p in of_kind[JobKind.LABEL_DOCUMENTS] for i in p["documents"] or [p["dataset_id"]]
+        ),
         unsettled=frozenset(i for p in of_kind[JobKind.SETTLE_POINTS] for i in p["ids"]),
     )

@@ -18,6 +18,7 @@ from kb.doctor.texts import PAGE, Home, Text, find_texts, homes, pages
 from kb.ingestion.embedding_cache import find_vectors
 from kb.ingestion.points import remove
 from kb.maintenance import write_points
+from kb.metadata.labels import label_documents
 from kb.ports import Point, PointHead, Space, Terms
 from kb.resources import Resources
 from kb.retrieval.bm25 import terms_of_document
@@ -30,6 +31,7 @@ _SUSPECTS = 20_000
 _VECTOR_ERROR = 2e-6
 """Of one value of a unit vector: two steps of float32."""
 _WEIGHT_ERROR = 1e-5
+_METADATA = "metadata"
 
 
 @dataclass(frozen=True)
@@ -154,6 +156,7 @@ def judge(
             "document": head.document_id == text.document_id,
             "segment": head.segment_id == text.segment_id,
             "version": 1 <= head.version <= text.newest,
+            _METADATA: head.facts == text.facts,
         }.items()
         if not same
     ]
@@ -206,11 +209,11 @@ def _settle(
     ordered = sorted(suspects)
     for at in range(0, len(ordered), PAGE):
         ids = ordered[at : at + PAGE]
-        found, owners = _second_look(resources, space, ids, suspects, report.deep)
+        found, texts = _second_look(resources, space, ids, suspects, report.deep)
         for point_id, verdict in found.items():
             report.add(verdict.kind, f"{point_id} ({verdict.why})" if verdict.why else point_id)
         if report.repaired and found:
-            _heal(resources, space, found, owners)
+            _heal(resources, space, found, texts)
     suspects.clear()
 
 
@@ -220,8 +223,8 @@ def _second_look(
     ids: Sequence[uuid.UUID],
     first: Mapping[uuid.UUID, Verdict],
     deep: bool,
-) -> tuple[dict[uuid.UUID, Verdict], dict[uuid.UUID, uuid.UUID]]:
-    """What is wrong still, and the dataset of each text.
+) -> tuple[dict[uuid.UUID, Verdict], dict[uuid.UUID, Text]]:
+    """What is wrong still, and the texts.
 
     SQL is read before and after the index: only what it says both times is held against a point.
     """
@@ -242,8 +245,10 @@ def _second_look(
             continue
         if verdict.why == "terms" and text is not None and due.weighs(text.dataset_id):
             continue
+        if verdict.why == _METADATA and text is not None and due.labels(text):
+            continue
         found[point_id] = verdict
-    return found, {text.id: text.dataset_id for text in texts.values()}
+    return found, texts
 
 
 def _texts(
@@ -262,14 +267,21 @@ def _heal(
     resources: Resources,
     space: Space,
     found: Mapping[uuid.UUID, Verdict],
-    owners: Mapping[uuid.UUID, uuid.UUID],
+    texts: Mapping[uuid.UUID, Text],
 ) -> None:
     # Up to the version that was seen: a text that comes back in this moment has a higher one.
     extra = {i: v.head.version for i, v in found.items() if v.kind is Kind.EXTRA and v.head}
     remove(resources.index, space, extra)
     again: dict[uuid.UUID, list[uuid.UUID]] = defaultdict(list)
+    labels: dict[uuid.UUID, set[uuid.UUID]] = defaultdict(set)
     for point_id in found.keys() - extra.keys():
-        again[owners[point_id]].append(point_id)
+        text = texts[point_id]
+        if found[point_id].why == _METADATA:
+            labels[text.dataset_id].add(text.document_id)
+        else:
+            again[text.dataset_id].append(point_id)
     for dataset_id, ids in again.items():
         write_points(resources, dataset_id, ids)
+    for dataset_id, documents in labels.items():
+        label_documents(resources, dataset_id, sorted(documents))
     resources.index.flush(space)

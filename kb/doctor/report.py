@@ -18,7 +18,8 @@ class Kind(StrEnum):
     STALE = "stale"
     """A point that was made of another text."""
     WRONG = "wrong"
-    """A point with another vector, other terms, ids of something else or an impossible version."""
+    """A point with another vector, other terms or metadata, ids of something else or an impossible
+    version."""
     EXTRA = "extra"
     """A point that nothing in SQL stands for."""
     COUNTERS = "counters"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -13,8 +13,9 @@ from sqlalchemy.orm import Session
 
 from kb.db import Sessions, reading
 from kb.ingestion.embedding_cache import text_hash
+from kb.metadata.facts import facts_of
 from kb.models import ChildChunk, Dataset, Document, Segment
-from kb.ports import Space
+from kb.ports import NO_FACTS, Facts, Space
 from kb.resources import space_of
 from kb.retrieval.analysis import analyse
 
@@ -32,6 +33,7 @@ class Text:
         expected: its point was acknowledged.
         text, extra_chars, word_count, term_count: only when texts were asked for; `extra_chars`
             are those of an answer, which count as words but are not indexed.
+        facts: what its point can be filtered by, as its document's metadata is.
     """
 
     id: uuid.UUID
@@ -47,6 +49,7 @@ class Text:
     extra_chars: int = 0
     word_count: int = 0
     term_count: int = 0
+    facts: Facts = NO_FACTS
 
     @cached_property
     def terms(self) -> list[str]:
@@ -100,7 +103,7 @@ def pages(
                 for table in (Segment, ChildChunk)
             ]
             upto = min((rows[-1][0] for rows in tables if len(rows) == PAGE), default=None)
-            found = (Text(*row) for rows in tables for row in rows)
+            found = _with_facts(session, [Text(*row) for rows in tables for row in rows])
             page = sorted(
                 (text for text in found if upto is None or text.id <= upto), key=lambda t: t.id
             )
@@ -113,11 +116,17 @@ def pages(
 
 def find_texts(session: Session, ids: Sequence[uuid.UUID], *, deep: bool) -> dict[uuid.UUID, Text]:
     """Those of these texts that there are; at most `PAGE` ids."""
-    return {
-        row[0]: Text(*row)
+    found = [
+        Text(*row)
         for table in (Segment, ChildChunk)
         for row in session.execute(_columns(table, deep=deep).where(table.id.in_(ids)))
-    }
+    ]
+    return {text.id: text for text in _with_facts(session, found)}
+
+
+def _with_facts(session: Session, texts: Sequence[Text]) -> list[Text]:
+    facts = facts_of(session, {text.document_id for text in texts})
+    return [replace(text, facts=facts.get(text.document_id, NO_FACTS)) for text in texts]
 
 
 def homes(session: Session, dataset_ids: set[uuid.UUID]) -> dict[uuid.UUID, Home]:

@@ -27,6 +27,7 @@ from kb.ingestion.claims import Claim, claim_next, release_all
 from kb.ingestion.run import ingest
 from kb.jobs import release_jobs
 from kb.maintenance import run_next_job
+from kb.metadata.facts import facts_of
 from kb.models import (
     ChildChunk,
     Dataset,
@@ -235,7 +236,7 @@ class Lab:
         return {h.id: h for h in self.resources.index.scan(space, uuid.UUID(dataset))}
 
     def assert_index_is_what_sql_says(self, dataset: str) -> None:
-        """Every live leaf has its point, with its text and parent; no other point is there."""
+        """Every live leaf has its point, with its text, parent and metadata; no other is there."""
         with reading(self.resources.sessions) as session:
             wanted = {
                 row[0]: (row[1], row[2])
@@ -256,8 +257,13 @@ class Lab:
             unfinished = session.scalar(
                 select(func.count()).select_from(Segment).where(Segment.live.is_(False))
             )
+            points = self.points(dataset)
+            facts = facts_of(session, {head.document_id for head in points.values()})
         assert unfinished == 0
-        found = {i: (h.segment_id, h.text_hash) for i, h in self.points(dataset).items()}
+        assert {i: h.facts for i, h in points.items()} == {
+            i: facts[h.document_id] for i, h in points.items()
+        }
+        found = {i: (h.segment_id, h.text_hash) for i, h in points.items()}
         assert found == wanted
 
 

@@ -14,18 +14,22 @@ from typing import Any
 
 import pytest
 from sqlalchemy import select, update
+from sqlalchemy.orm import Session
 
 from kb.archive import importing
 from kb.db import now, reading, transaction
 from kb.doctor import examine
 from kb.doctor import points as doctor_points
+from kb.metadata.labels import label_documents
 from kb.models import (
     CachedEmbedding,
     ChildChunk,
     Dataset,
     Document,
+    FieldType,
     IndexingStatus,
     Job,
+    MetadataField,
     ProcessRule,
     Segment,
     UploadFile,
@@ -75,10 +79,37 @@ def fill(lab: Lab, **body: Any) -> str:
         rows[0].enabled, rows[0].disabled_at = False, now()
         rows[1].hit_count, rows[2].keywords = 41, ["gauge", "雨"]
         document = session.scalars(select(Document).where(Document.name == "doomed")).one()
-        document.enabled, document.doc_metadata = False, {"author": "Ana"}
+        document.enabled, document.doc_metadata = False, metadata(session, uuid.UUID(dataset))
+    label_documents(lab.resources, uuid.UUID(dataset))
     lab.add(dataset, "b", lines(2, "a version in work"), **extra)
     lab.add(dataset, "new", lines(3, "not yet live"), **extra)
     return dataset
+
+
+def metadata(session: Session, dataset_id: uuid.UUID) -> dict[str, Any]:
+    """Values of new fields of the dataset, with some of one that is gone."""
+    values: dict[str, Any] = {str(uuid.uuid4()): "of a field that was deleted"}
+    for name, type, slot, value in (
+        ("author", FieldType.STRING, None, "Ana"),
+        ("year", FieldType.NUMBER, 7, 2024),
+        ("at", FieldType.TIME, 5, None),
+    ):
+        field = MetadataField(
+            dataset_id=dataset_id, name=name, type=type, slot=slot, created_by=dataset_id
+        )
+        session.add(field)
+        session.flush()
+        values[str(field.id)] = value
+    return values
+
+
+def shown_metadata(lab: Lab, dataset: str) -> list[tuple[str, dict[str, Any]]]:
+    """Of every document its name, and its metadata by the fields' names."""
+    documents = lab.client.get(f"/v1/datasets/{dataset}/documents").json()["data"]
+    return sorted(
+        (one["name"], {entry["name"]: entry["value"] for entry in one["doc_metadata"]})
+        for one in documents
+    )
 
 
 def exported(lab: Lab, dataset: str, *, vectors: bool = False) -> bytes:
@@ -117,16 +148,22 @@ def contents(lab: Lab, dataset: str) -> dict[str, Any]:
             ChildChunk, ChildChunk.document_id.in_(live) & ChildChunk.live, {*WORK, *OWN}
         )
         rules = rows(ProcessRule, ProcessRule.dataset_id == one, OWN)
+        fields = rows(MetadataField, MetadataField.dataset_id == one, {"slot", *OWN})
+    known = {str(field["id"]) for field in fields}
+    for document in documents:
+        values = document["doc_metadata"] or {}
+        document["doc_metadata"] = {i: v for i, v in values.items() if i in known}
     return {
         "dataset": settings,
         "documents": documents,
         "segments": segments,
         "children": children,
         "rules": rules,
+        "fields": fields,
     }
 
 
-OWN = {"created_by", "updated_by", "updated_at"}
+OWN = {"created_by", "updated_by", "updated_at", "metadata_revision"}
 WORK = {
     *("upload_file_id", "version", "pending_version", "indexing_status", "queue", "queued_at"),
     *("lease_owner", "lease_expires_at", "attempts", "next_attempt_at", "batch", "completed_at"),
@@ -234,6 +271,8 @@ def test_a_copy_beside_the_original_has_ids_of_its_own_that_uploads_find_again(
     assert "?name=NEW" in answer.json()["message"]
     copy = imported(lab, archive, "books, a copy")["id"]
     assert copy != dataset
+    assert shown_metadata(lab, copy) == shown_metadata(lab, dataset)
+    assert ("doomed", {"author": "Ana", "year": 2024, "at": None}) in shown_metadata(lab, copy)
     assert sorted(answers(lab, copy)) == sorted(answers(lab, dataset))
     original = {row["id"] for row in contents(lab, dataset)["segments"]}
     ids = {row["id"] for row in contents(lab, copy)["segments"]}
