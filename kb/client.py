@@ -85,6 +85,8 @@ class Passage:
 
     Attributes:
         score: in [0, 1], higher is better.
+        text: of a question with an answer, the question.
+        answer: None in documents of other forms.
         source: where the passage stands: `start` and `end` (characters of the extracted text)
             and, as far as the format has them, `page`, `page_end`, `headings`, `sheet`, `rows`.
         children: the parts that matched, of a passage that was found by its parts.
@@ -98,6 +100,7 @@ class Passage:
     segment_id: str
     position: int
     source: Json
+    answer: str | None = None
     children: tuple[Json, ...] = ()
     explanation: Json | None = None
 
@@ -113,6 +116,7 @@ class Passage:
             segment_id=segment["id"],
             position=segment["position"],
             source=segment.get("source") or {},
+            answer=segment.get("answer"),
             children=tuple(record.get("child_chunks") or ()),
             explanation=record.get("explain"),
         )

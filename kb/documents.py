@@ -279,13 +279,9 @@ def _initialise(dataset: Dataset, body: DocumentSettings, resources: Resources) 
         )
     _check_form(dataset, body.doc_form)
     form = body.doc_form or dataset.doc_form or DocForm.TEXT
-    if form is DocForm.QA:
+    if form is not DocForm.TEXT and dataset.indexing_technique is IndexingTechnique.ECONOMY:
         raise InvalidParam(
-            "doc_form 'qa_model' is not available; send 'text_model' or 'hierarchical_model'"
-        )
-    if form is DocForm.HIERARCHICAL and dataset.indexing_technique is IndexingTechnique.ECONOMY:
-        raise InvalidParam(
-            "doc_form 'hierarchical_model' needs indexing_technique 'high_quality', and dataset "
+            f"doc_form {form.value!r} needs indexing_technique 'high_quality', and dataset "
             f"{dataset.name!r} is 'economy'; send 'text_model', or use another dataset"
         )
     dataset.doc_form = form

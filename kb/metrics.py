@@ -56,6 +56,12 @@ EMBEDDING_SECONDS = Histogram(
     buckets=_SLOW,
     registry=REGISTRY,
 )
+CHAT_ANSWERS = Counter(
+    "kb_chat_answers",
+    "Questions to a chat model for documents, by where the answer came from: model or cache",
+    ["source"],
+    registry=REGISTRY,
+)
 INDEX_POINTS = Counter("kb_index_points", "Points written to the index", registry=REGISTRY)
 INDEX_SECONDS = Histogram(
     "kb_index_write_seconds",

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, field_validator, model_validator
 
 from kb.errors import InvalidParam
 from kb.models import DocForm, IndexingTechnique
+from kb.qa_rules import QARules
 from pipelines.errors import NodeError
 from pipelines.nodes.chunk import MIN_CHUNK_CHARS, check_limits
 from pipelines.nodes.chunk.parent_child import ParentChildChunker
@@ -55,13 +56,15 @@ class Segmentation(BaseModel):
 
 
 class Rules(BaseModel):
-    """The rules of a custom or hierarchical process rule."""
+    """The rules of a custom or hierarchical process rule; `qa` counts for questions and answers
+    (ours, beyond the contract), and then the others may be left out."""
 
     model_config = ConfigDict(extra="ignore")
     pre_processing_rules: list[PreProcessingRule] | None = None
     segmentation: Segmentation | None = None
     parent_mode: Literal["paragraph", "full-doc"] | None = None
     subchunk_segmentation: Segmentation | None = None
+    qa: QARules | None = None
 
     @field_validator("pre_processing_rules")
     @classmethod
@@ -93,7 +96,10 @@ class ProcessRuleIn(BaseModel):
         """The `rules` column: what was sent; the constant for `automatic`."""
         if self.mode == "automatic":
             return AUTOMATIC_RULES
-        return self.rules.model_dump(mode="json") if self.rules else None
+        if self.rules is None:
+            return None
+        unsaid = {"qa"} if self.rules.qa is None else set()
+        return self.rules.model_dump(mode="json", exclude=unsaid)
 
 
 def validate(rule: ProcessRuleIn) -> None:
@@ -112,6 +118,8 @@ def validate(rule: ProcessRuleIn) -> None:
             f"process_rule.rules is missing; mode {rule.mode!r} needs pre_processing_rules and "
             "segmentation, or send mode 'automatic'"
         )
+    if rules.qa is not None and rules.pre_processing_rules is None and rules.segmentation is None:
+        return
     if rules.pre_processing_rules is None:
         raise InvalidParam(
             "process_rule.rules.pre_processing_rules is missing; send [] for no cleaning"
@@ -151,30 +159,61 @@ def graph_for(
     rules: Mapping[str, Any] | None,
     *,
     max_chunk_chars: int,
+    is_table: bool = False,
+    language: str = "English",
 ) -> GraphChoice:
     """The pipeline that a document without one of its own runs through.
 
+    Args:
+        is_table: the file has rows and columns; looked at for questions and answers only.
+        language: in which a chat model writes questions and answers.
     Raises:
         NodeError: code `invalid_process_rule`; a length is out of bounds or a part is missing.
     """
     if doc_form is DocForm.HIERARCHICAL:
         return _parent_child(mode, rules, max_chunk_chars)
+    if doc_form is DocForm.QA:
+        return _questions(mode, rules, max_chunk_chars, is_table, language)
     definition = "general" if technique is IndexingTechnique.HIGH_QUALITY else "general_economy"
     parsed = Rules.model_validate(rules or AUTOMATIC_RULES)
-    cleaning = _cleaning(parsed)
     if mode == "automatic":
-        return GraphChoice(definition, {"mode": "automatic", **cleaning})
-    cut = _checked(parsed.segmentation, "segmentation", max_chunk_chars)
-    return GraphChoice(
-        definition,
-        {
-            "mode": "custom",
-            "separator": cut.separator,
-            "max_chars": cut.max_tokens,
-            "overlap_chars": cut.chunk_overlap,
-            **cleaning,
-        },
-    )
+        return GraphChoice(definition, {"mode": "automatic", **_cleaning(parsed)})
+    return GraphChoice(definition, _custom(parsed, max_chunk_chars))
+
+
+def _custom(rules: Rules, max_chunk_chars: int) -> dict[str, object]:
+    cut = _checked(rules.segmentation, "segmentation", max_chunk_chars)
+    return {
+        "mode": "custom",
+        "separator": cut.separator,
+        "max_chars": cut.max_tokens,
+        "overlap_chars": cut.chunk_overlap,
+        **_cleaning(rules),
+    }
+
+
+def qa_rules_of(rules: Mapping[str, Any] | None) -> QARules:
+    """What stored rules say of questions and answers."""
+    return Rules.model_validate(rules or AUTOMATIC_RULES).qa or QARules()
+
+
+def _questions(
+    mode: str,
+    rules: Mapping[str, Any] | None,
+    max_chunk_chars: int,
+    is_table: bool,
+    language: str,
+) -> GraphChoice:
+    asked = qa_rules_of(rules)
+    if asked.source == "table" or (asked.source == "auto" and is_table):
+        columns = asked.model_dump(include={"question_column", "answer_column", "header"})
+        return GraphChoice("qa", columns)
+    parsed = Rules.model_validate(rules or AUTOMATIC_RULES)
+    parameters: dict[str, object] = {"source": asked.source, "language": language}
+    if mode == "automatic" or parsed.segmentation is None:
+        cleaned = parsed if parsed.pre_processing_rules is not None else Rules(**AUTOMATIC_RULES)
+        return GraphChoice("qa_text", {"mode": "automatic", **parameters, **_cleaning(cleaned)})
+    return GraphChoice("qa_text", {**parameters, **_custom(parsed, max_chunk_chars)})
 
 
 def children_of(

@@ -245,6 +245,8 @@ class Ingestion(BaseModel):
     """Longest wait between two attempts."""
     batch_segments: int = Field(default=128, gt=0, le=4096)
     """Segments embedded, indexed and marked as done at a time."""
+    chat_at_once: int = Field(default=4, gt=0, le=256)
+    """Passages of one document that are with the chat model together."""
     keep_replaced_s: float = Field(default=5.0, ge=0)
     """Points of replaced text stay in the index so long, for queries that began before."""
     interactive_bytes: int = Field(default=262_144, ge=0)
@@ -395,6 +397,8 @@ class Limits(BaseModel):
     """Values in all lists of one filter together."""
     chunk_chars: int = Field(default=4000, ge=50)
     """Upper bound of `max_tokens` in a process rule."""
+    qa_passages: int = Field(default=2000, gt=0)
+    """Passages of one document that a chat model may be asked to write questions about."""
     segments: int = Field(default=0, ge=0)
     """Segments that one call may add; 0: any number."""
     models: int = Field(default=100, gt=0)

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 from pydantic import BaseModel, ConfigDict
 
 from pipelines.errors import GraphError
-from pipelines.ports import ChunkSink, Embedder
+from pipelines.ports import Chat, ChunkSink, Embedder
 
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -22,6 +22,7 @@ class RunContext:
 
     embedder: Embedder | None = None
     sink: ChunkSink | None = None
+    chat: Chat | None = None
     limits: dict[str, int] = field(default_factory=dict)
     cancelled: Callable[[], bool] = lambda: False
 

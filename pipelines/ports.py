@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Protocol, TypeVar
 from uuid import UUID
 
+from pydantic import BaseModel
+
 from pipelines.types import Chunked, Vector, Vectors
+
+Shape = TypeVar("Shape", bound=BaseModel)
 
 
 class Embedder(Protocol):
@@ -50,6 +54,21 @@ class Embedder(Protocol):
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Tokens per text as the model counts them, without truncation."""
+        ...
+
+
+class Chat(Protocol):
+    """Asks a chat model. May be called from any thread."""
+
+    def ask(self, shape: type[Shape], instruction: str, text: str) -> Shape:
+        """What the model makes of a text, validated. The same question is paid for once.
+
+        Args:
+            instruction: what to do with the text.
+        Raises:
+            TransientError: the model's server did not answer, or with nothing of this shape.
+            RateLimited: the server asks to come later.
+        """
         ...
 
 

@@ -215,6 +215,34 @@ class ParsedDocument:
 
 
 @dataclass(frozen=True, slots=True)
+class TableRow:
+    """A row of a table, as it stands in its file.
+
+    Attributes:
+        number: 1-based, counted as in a spreadsheet.
+        cells: line breaks within them are LF; an empty cell is the empty string.
+    """
+
+    number: int
+    cells: tuple[str, ...]
+    sheet: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """The rows with content of one source file, sheet after sheet.
+
+    Attributes:
+        warnings: what a reader should know, one sentence each.
+    """
+
+    rows: tuple[TableRow, ...]
+    media_type: str = "text/csv"
+    extractor: str = ""
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class ChildChunk:
     """A small span of a parent chunk; it is embedded in the parent's place."""
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
@@ -45,6 +45,7 @@ class Judge:
     Attributes:
         asked: requests in the order of their arrival.
         says: what the chat model answers, one each; then it repeats the last message.
+        speaks: makes the chat model's answer of the request's messages, instead.
         formats: what it knows of `response_format`; others are refused with 400.
     """
 
@@ -52,6 +53,7 @@ class Judge:
         self.api_key, self.max_texts = api_key, max_texts
         self.asked: list[Asked] = []
         self.says: list[str] = []
+        self.speaks: Callable[[list[Any]], str] | None = None
         self.formats = {"json_schema", "json_object"}
         self._planned: list[Behaviour] = []
         self._always: Behaviour = well
@@ -136,8 +138,11 @@ class Judge:
         wanted = body.get("response_format", {}).get("type")
         if wanted is not None and wanted not in self.formats:
             return status(400, f"unknown response_format {wanted}")(Answer(0, b""))
-        with self._lock:
-            text = self.says.pop(0) if self.says else body["messages"][-1]["content"]
+        if self.speaks is not None:
+            text = self.speaks(body["messages"])
+        else:
+            with self._lock:
+                text = self.says.pop(0) if self.says else body["messages"][-1]["content"]
         prompt = sum(len(words_of(m["content"])) for m in body["messages"])
         return _answer(
             {

@@ -23,6 +23,7 @@ from kb.documents import Upload, discard_upload, store_upload
 from kb.errors import InvalidMetadata, InvalidParam, NotFound
 from kb.models import Dataset, Document, DocumentVersion, PipelineRun, ProcessRule, UploadFile
 from kb.ports import JobQueue
+from kb.qa import check_source
 from kb.schemas import (
     DocumentByText,
     DocumentIds,
@@ -50,7 +51,9 @@ def create_by_text(dataset_id: str, body: JsonBody, access: AccessDep) -> dict[s
 
     def add(session: Session, dataset: Dataset, file: UploadFile | None) -> Document:
         assert file is not None
-        return documents.add_document(session, dataset, name, file, asked, access.resources)
+        row = documents.add_document(session, dataset, name, file, asked, access.resources)
+        check_source(session, row, upload, access.resources)
+        return row
 
     return _accept(dataset_id, upload, add, access)
 
@@ -94,7 +97,9 @@ def create_by_file(dataset_id: str, form: MultipartForm, access: AccessDep) -> d
 
     def add(session: Session, dataset: Dataset, file: UploadFile | None) -> Document:
         assert file is not None
-        return documents.add_document(session, dataset, upload.name, file, asked, access.resources)
+        row = documents.add_document(session, dataset, upload.name, file, asked, access.resources)
+        check_source(session, row, upload, access.resources)
+        return row
 
     return _accept(dataset_id, upload, add, access)
 
@@ -156,9 +161,12 @@ def _update(
 ) -> dict[str, Any]:
     def update(session: Session, dataset: Dataset, file: UploadFile | None) -> Document:
         document = access.document(session, dataset, document_id, lock=True)
-        return documents.update_document(
+        row = documents.update_document(
             session, dataset, document, name, file, asked, access.resources
         )
+        if upload is not None:
+            check_source(session, row, upload, access.resources)
+        return row
 
     return _accept(dataset_id, upload, update, access)
 

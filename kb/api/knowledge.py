@@ -10,6 +10,7 @@ from typing import Any
 
 from fastapi import APIRouter, Response
 
+from kb.api import shapes
 from kb.api.bodies import QueryBody, parse
 from kb.api.deps import Access, AccessDep, QueryLogDep
 from kb.api.retrieval import (
@@ -171,13 +172,9 @@ def item(hit: AnyHit, names: Mapping[uuid.UUID, str], position: int) -> Json:
         },
         "title": document.name,
         "files": None,
-        "content": _content(segment.content, segment.answer),
+        "content": shapes.node_content(segment),
         "summary": None,
     }
-
-
-def _content(content: str, answer: str | None) -> str:
-    return content if answer is None else f"question:{content} \nanswer:{answer}"
 
 
 def _foreign_item(hit: ExternalHit, dataset_name: str, position: int) -> Json:

@@ -449,11 +449,16 @@ def record_of_foreign(hit: ExternalHit) -> Json:
     }
 
 
+def node_content(row: Segment) -> str:
+    """A segment's text where there is one place for all of it: a question comes with its answer."""
+    return row.content if row.answer is None else f"question:{row.content} \nanswer:{row.answer}"
+
+
 def external_record(hit: Hit) -> Json:
     """One record of the external-knowledge contract."""
     row = hit.document
     return {
-        "content": hit.segment.content,
+        "content": node_content(hit.segment),
         "score": hit.score,
         "title": row.name,
         "metadata": {

@@ -36,6 +36,7 @@ _INTERRUPTED = 130  # 128 + SIGINT, as shells have it
         "kb ingest docs/ --dataset handbook",
         "kb ingest 'wiki/**/*.md' -d wiki --technique economy --no-wait",
         "kb ingest docs/ -d parents --doc-form hierarchical_model --process-rule @rule.json",
+        "kb ingest faq.xlsx -d faq --qa --question-column Frage --answer-column Antwort",
     )
 )
 @click.argument("paths", nargs=-1, required=True, metavar="PATH...")
@@ -48,9 +49,25 @@ _INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 )
 @click.option(
     "--doc-form",
-    type=click.Choice(["text_model", "hierarchical_model"]),
-    help="text_model: chunks; hierarchical_model: parents that are found by their parts. Fixed by "
-    "the dataset's first document.  [default: the dataset's, or text_model]",
+    type=click.Choice(["text_model", "hierarchical_model", "qa_model"]),
+    help="text_model: chunks; hierarchical_model: parents that are found by their parts; qa_model: "
+    "questions with their answers. Fixed by the dataset's first document.  [default: the "
+    "dataset's, or text_model]",
+)
+@click.option(
+    "--qa",
+    is_flag=True,
+    help="The same as --doc-form qa_model: a row of a table is a pair, or the text marks pairs "
+    "(Q1: ... A1: ...), or a chat model writes them.",
+)
+@click.option(
+    "--question-column",
+    metavar="NAME|N",
+    help="Of tables, with --qa: a name of the header, or a position from 0.  [default: the one "
+    "with a usual name, or the first]",
+)
+@click.option(
+    "--answer-column", metavar="NAME|N", help="As --question-column.  [default: or the second]"
 )
 @click.option(
     "--process-rule",
@@ -67,6 +84,9 @@ def ingest(
     dataset: str,
     technique: str | None,
     doc_form: str | None,
+    qa: bool,
+    question_column: str | None,
+    answer_column: str | None,
     process_rule: str | None,
     no_wait: bool,
 ) -> None:
@@ -79,7 +99,11 @@ def ingest(
     """
     from pipelines.nodes.extract import SUPPORTED_EXTENSIONS
 
-    settings = _settings(technique, doc_form, process_rule)
+    columns = {"question_column": question_column, "answer_column": answer_column}
+    columns = {name: value for name, value in columns.items() if value is not None}
+    settings = _settings(technique, _form(doc_form, qa, columns), process_rule)
+    if columns:
+        settings["process_rule"] = _with_columns(settings.get("process_rule"), columns)
     found = find_sources(paths, SUPPORTED_EXTENSIONS)
     if found.skipped:
         _say_skipped(found.skipped)
@@ -358,6 +382,21 @@ def _settings(technique: str | None, doc_form: str | None, process_rule: str | N
     if process_rule:
         settings["process_rule"] = process_rule_of(process_rule)
     return settings
+
+
+def _form(doc_form: str | None, qa: bool, columns: Json) -> str | None:
+    if qa and doc_form not in (None, "qa_model"):
+        raise CliError(f"--qa and --doc-form {doc_form} contradict each other; give one of them")
+    form = "qa_model" if qa else doc_form
+    if columns and form != "qa_model":
+        raise CliError("--question-column and --answer-column are for --qa; add it")
+    return form
+
+
+def _with_columns(rule: Json | None, columns: Json) -> Json:
+    """The process rule with these columns; an automatic one, which says nothing, becomes custom."""
+    rules = dict((rule or {}).get("rules") or {})
+    return {"mode": "custom", "rules": {**rules, "qa": {**(rules.get("qa") or {}), **columns}}}
 
 
 def process_rule_of(given: str) -> Json:

@@ -141,6 +141,8 @@ def print_answer(answer: Answer, query: str) -> None:
     terms = query_terms(query)
     for rank, passage in enumerate(answer, start=1):
         lines = [_snippet(passage, terms)]
+        if passage.answer is not None:
+            lines.append(Text(_shortened(passage.answer)))
         if passage.explanation is not None:
             lines += [Text(line, style="dim") for line in explanation_lines(passage.explanation)]
         out.print(_heading(rank, passage), soft_wrap=True)
@@ -237,6 +239,11 @@ def best_window(text: str, spans: list[tuple[int, int]], chars: int) -> tuple[in
     if end < len(text) and (space := text.rfind(" ", end - 20, end)) != -1:
         end = space
     return cut, end
+
+
+def _shortened(answer: str) -> str:
+    text = " ".join(answer.split())
+    return text if len(text) <= SNIPPET_CHARS else f"{text[:SNIPPET_CHARS].rstrip()} …"
 
 
 def _snippet(passage: Passage, terms: frozenset[str]) -> Text:

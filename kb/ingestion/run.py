@@ -20,6 +20,7 @@ from sqlalchemy.orm import Session
 from kb import metrics
 from kb.db import moment, now, reading, transaction
 from kb.errors import KBError, NotFound, StoreUnavailable, Unavailable
+from kb.ingestion.chat_cache import CachedChat
 from kb.ingestion.claims import Claim, LeaseLost, Paused, release
 from kb.ingestion.embedding_cache import embed_cached
 from kb.ingestion.sink import DocumentSink
@@ -27,6 +28,7 @@ from kb.logs import log_ids
 from kb.models import (
     ChildChunk,
     Dataset,
+    DocForm,
     Document,
     DocumentVersion,
     IndexingStatus,
@@ -38,9 +40,11 @@ from kb.models import (
     WebhookEvent,
 )
 from kb.ports import Space
-from kb.process_rules import AUTOMATIC_RULES, graph_for
+from kb.process_rules import AUTOMATIC_RULES, graph_for, qa_rules_of
+from kb.qa_rules import QARules
 from kb.reports import note_stages
 from kb.resources import Resources, space_of
+from kb.settings import Settings
 from kb.tracing import note, run_span, span
 from kb.webhooks import announce
 from pipelines.definitions import definition
@@ -48,6 +52,7 @@ from pipelines.engine import EventKind, NodeTiming, RunEvent, run
 from pipelines.errors import Cancelled, NodeError, PipelineError, RateLimited, TransientError
 from pipelines.graph import Graph
 from pipelines.node import RunContext
+from pipelines.nodes.extract import TABLES, identify
 from pipelines.types import Blob, Chunk, Chunked
 from pipelines.types import ChildChunk as Child
 
@@ -72,14 +77,18 @@ _SHOW_AFTER_S = 0.5
 
 @dataclass(frozen=True)
 class Work:
-    """What a claim asks for, read in one go."""
+    """What a claim asks for, read in one go.
 
-    blob: UploadFile
+    Attributes:
+        blob: the file; None when its chunks are stored already.
+    """
+
+    blob: Blob | None
     graph: Graph
     space: Space
     technique: IndexingTechnique
     actor: uuid.UUID
-    name: str
+    questions: QARules
 
 
 def ingest(claim: Claim, resources: Resources, *, stopped: Callable[[], bool]) -> None:
@@ -108,21 +117,16 @@ def _ingest(claim: Claim, resources: Resources, stopped: Callable[[], bool]) -> 
         ctx = RunContext(
             embedder=_CachedEmbedder(resources, work.space) if work.space.dim else None,
             sink=sink,
-            limits={"max_chunk_chars": resources.settings.limits.chunk_chars},
+            chat=CachedChat(resources, work.questions.provider, work.questions.model),
+            limits=_limits(resources.settings),
             cancelled=stopped,
         )
         on_event = partial(recorder.event, sink)
-        if claim.staged:
+        if work.blob is None:
             value, start = _staged_chunks(claim, resources), _after_chunking(work.graph)
             result = run(work.graph, value, ctx, start=start, on_event=on_event)
         else:
-            blob = Blob(
-                resources.blobs.get(work.blob.blob_key),
-                work.name,
-                work.blob.media_type,
-                is_text=work.blob.is_text,
-            )
-            result = run(work.graph, blob, ctx, on_event=on_event)
+            result = run(work.graph, work.blob, ctx, on_event=on_event)
         sink.switch(partial(recorder.succeeded, sink))
         note(outcome="completed", segments=sink.segments)
         metrics.DOCUMENTS.labels("completed").inc()
@@ -182,15 +186,33 @@ def _load(claim: Claim, resources: Resources) -> Work:
     assert space is not None
     assert technique is not None
     resources.index.ensure_space(space)
+    blob = None if claim.staged else _blob(upload, resources)
+    rules = rule.rules if rule else AUTOMATIC_RULES
     choice = graph_for(
         document.doc_form,
         technique,
         rule.mode if rule else "automatic",
-        rule.rules if rule else AUTOMATIC_RULES,
+        rules,
         max_chunk_chars=resources.settings.limits.chunk_chars,
+        is_table=document.doc_form is DocForm.QA and blob is not None and identify(blob) in TABLES,
+        language=document.doc_language or "English",
     )
     graph = _graph(choice.definition, json.dumps(choice.parameters))
-    return Work(upload, graph, space, technique, document.created_by, upload.name)
+    return Work(blob, graph, space, technique, document.created_by, qa_rules_of(rules))
+
+
+def _blob(upload: UploadFile, resources: Resources) -> Blob:
+    data = resources.blobs.get(upload.blob_key)
+    return Blob(data, upload.name, upload.media_type, is_text=upload.is_text)
+
+
+def _limits(settings: Settings) -> dict[str, int]:
+    """What nodes must stay within."""
+    return {
+        "max_chunk_chars": settings.limits.chunk_chars,
+        "qa_passages": settings.limits.qa_passages,
+        "chat_at_once": settings.ingestion.chat_at_once,
+    }
 
 
 @lru_cache(maxsize=64)
@@ -241,7 +263,7 @@ def _staged_chunks(claim: Claim, resources: Resources) -> Chunked:
     """The chunks that were staged before the last worker died."""
     with reading(resources.sessions) as session:
         rows = session.execute(
-            select(Segment.id, Segment.content, Segment.position)
+            select(Segment.id, Segment.content, Segment.position, Segment.answer)
             .where(Segment.document_id == claim.document_id)
             .where(Segment.staged_version == claim.version)
             .order_by(Segment.position)
@@ -256,7 +278,14 @@ def _staged_chunks(claim: Claim, resources: Resources) -> Chunked:
             children.setdefault(row[0], []).append(Child(row[1], 0, 0))
     return Chunked(
         tuple(
-            Chunk(row.content, 0, 0, row.position, children=tuple(children.get(row.id, ())))
+            Chunk(
+                row.content,
+                0,
+                0,
+                row.position,
+                children=tuple(children.get(row.id, ())),
+                answer=row.answer,
+            )
             for row in rows
         )
     )

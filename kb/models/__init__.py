@@ -20,6 +20,7 @@ from sqlalchemy import (
 from sqlalchemy.orm import Mapped, mapped_column
 
 from kb.db import Base, Sealed
+from kb.models.chat import CachedAnswer as CachedAnswer
 from kb.models.columns import (
     CreatedAt,
     DatasetId,

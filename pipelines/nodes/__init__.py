@@ -8,6 +8,7 @@ from importlib.metadata import entry_points
 
 _BUILT_IN = (
     "pipelines.nodes.extract",
+    "pipelines.nodes.extract.rows",
     "pipelines.nodes.clean",
     "pipelines.nodes.chunk",
     "pipelines.nodes.embed",

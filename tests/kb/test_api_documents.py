@@ -180,7 +180,6 @@ def test_a_name_is_cut_to_200_characters_and_gets_no_suffix(idle: TestClient, da
         ({"text": "x" * 5_001}, "KB_LIMITS__TEXT_CHARS"),
         ({"indexing_technique": "fast"}, "'high_quality' or 'economy'"),
         ({"doc_form": "poem_model"}, "'text_model'"),
-        ({"doc_form": "qa_model"}, "'qa_model' is not available"),
         ({"doc_language": "x" * 65}, "doc_language"),
         ({"process_rule": {"mode": "magic"}}, "'automatic'"),
         ({"process_rule": {}}, "process_rule.mode is required"),
@@ -445,7 +444,7 @@ def test_an_original_document_of_another_dataset_is_not_found(
 def test_a_refused_upload_leaves_no_file_behind(idle: TestClient, dataset: str) -> None:
     blobs = resources_of(idle).blobs
     before = set(blobs.keys())
-    refused(by_text(idle, dataset, doc_form="qa_model"), 400, "invalid_param")
+    refused(by_text(idle, dataset, doc_form="qa_model"), 400, "provider_not_initialize")
     refused(by_file(idle, dataset, a_file(), original_document_id=NOWHERE), 404, "not_found")
     assert set(blobs.keys()) == before
 

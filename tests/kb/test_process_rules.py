@@ -101,6 +101,8 @@ def test_a_rule_that_could_never_work_is_refused_with_the_remedy(
         hierarchical(None, cut(), "full-doc"),
         hierarchical(cut(max_tokens=0), cut(), "full-doc"),
         hierarchical(cut(), cut(), None),
+        {"mode": "custom", "rules": {"qa": {}}},
+        {"mode": "custom", "rules": {"qa": {"question_column": 0, "header": False}}},
     ],
 )
 def test_a_rule_that_may_work_is_accepted(rule: dict[str, Any]) -> None:
@@ -114,6 +116,8 @@ def test_a_rule_that_may_work_is_accepted(rule: dict[str, Any]) -> None:
         {"mode": None},
         {"mode": "Automatic"},
         {"mode": "custom", "rules": []},
+        {"mode": "custom", "rules": {"qa": {"source": "guess"}}},
+        {"mode": "custom", "rules": {"qa": {"question_column": ["a"]}}},
         {"mode": "custom", "rules": {"segmentation": {"separator": "x"}}},
         {"mode": "custom", "rules": {"segmentation": cut() | {"max_tokens": 1.5}}},
         {"mode": "custom", "rules": {"segmentation": cut() | {"max_tokens": "many"}}},
@@ -341,3 +345,53 @@ def test_a_hierarchical_document_may_come_with_an_automatic_rule(client: TestCli
     rows = segments(client, dataset, document_id)
     assert [row["content"] for row in rows] == ["Owls hunt.\nOwls sleep.", "Fish swim."]
     assert [len(row["child_chunks"]) for row in rows] == [2, 1]
+
+
+# --- questions and answers -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("qa", "is_table", "definition_name"),
+    [
+        ({}, True, "qa"),
+        ({}, False, "qa_text"),
+        ({"source": "table"}, False, "qa"),
+        ({"source": "written"}, True, "qa_text"),
+        ({"source": "marked"}, True, "qa_text"),
+    ],
+)
+def test_the_file_and_the_rule_choose_how_pairs_are_had(
+    qa: dict[str, Any], is_table: bool, definition_name: str
+) -> None:
+    choice = graph_for(
+        DocForm.QA,
+        IndexingTechnique.HIGH_QUALITY,
+        "custom",
+        {"qa": qa},
+        max_chunk_chars=4000,
+        is_table=is_table,
+    )
+    assert choice.definition == definition_name
+    Graph.from_yaml(definition(choice.definition), choice.parameters)
+
+
+def test_pieces_that_a_model_writes_about_are_cut_as_the_rule_says() -> None:
+    def parameters(mode: str, rules: dict[str, Any] | None) -> dict[str, object]:
+        choice = graph_for(
+            DocForm.QA,
+            IndexingTechnique.HIGH_QUALITY,
+            mode,
+            rules,
+            max_chunk_chars=4000,
+            language="Chinese",
+        )
+        Graph.from_yaml(definition(choice.definition), choice.parameters)
+        return choice.parameters
+
+    automatic = parameters("automatic", AUTOMATIC_RULES)
+    assert (automatic["mode"], automatic["language"]) == ("automatic", "Chinese")
+    assert automatic["remove_extra_spaces"] is True
+    assert parameters("custom", {"qa": {"source": "auto"}}) == automatic
+    cut_so = parameters("custom", custom("remove_urls_emails", max_tokens=90)["rules"])
+    assert (cut_so["mode"], cut_so["max_chars"]) == ("custom", 90)
+    assert (cut_so["remove_extra_spaces"], cut_so["remove_urls_emails"]) == (False, True)

@@ -2,6 +2,8 @@
 
 from pipelines.nodes.chunk.general import GeneralChunker
 from pipelines.nodes.chunk.parent_child import ParentChildChunker
+from pipelines.nodes.chunk.qa_rows import QARows
+from pipelines.nodes.chunk.qa_text import QAText
 from pipelines.nodes.chunk.splitter import (
     MAX_CHUNK_CHARS,
     MIN_CHUNK_CHARS,
@@ -14,6 +16,8 @@ __all__ = [
     "MIN_CHUNK_CHARS",
     "GeneralChunker",
     "ParentChildChunker",
+    "QARows",
+    "QAText",
     "check_limits",
     "decode_separator",
 ]

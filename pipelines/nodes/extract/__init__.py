@@ -15,7 +15,10 @@ from pipelines.nodes.extract.sniffing import (
 )
 from pipelines.types import Blob, ParsedDocument
 
-__all__ = ["SUPPORTED_EXTENSIONS", "Extract", "ExtractOptions", "sniff"]
+__all__ = ["SUPPORTED_EXTENSIONS", "TABLES", "Extract", "ExtractOptions", "identify", "sniff"]
+
+TABLES = words("csv tsv xlsx xls")
+"""Formats that have rows and columns."""
 
 # Format -> module and function: a format's libraries are imported when its first file comes.
 _EXTRACTORS = {

@@ -14,11 +14,10 @@ from pipelines.nodes.extract.base import (
     TextBuilder,
     clean,
     limit_exceeded,
-    one_line,
     places,
 )
 from pipelines.nodes.extract.encoding import decode
-from pipelines.nodes.extract.table import Row, TableWriter
+from pipelines.nodes.extract.table import Row, SheetWriter, TableWriter
 from pipelines.types import ParsedDocument
 
 _DELIMITERS = ",;\t|"
@@ -36,36 +35,45 @@ def extract_csv(data: bytes, name: str, options: ExtractOptions = DEFAULTS) -> P
     Raises:
         ExtractionError: `no_text` or `limit_exceeded`.
     """
-    decoded = decode(data)
-    text = clean(decoded.text)
-    hint = _EXCEL_HINT.match(text)
-    delimiter = hint.group(1) if hint else guess_delimiter(text)
     builder = TextBuilder(name, options)
-    if decoded.warning:
-        builder.warnings.append(decoded.warning)
     writer = TableWriter(builder, name, options)
-    writer.write(_rows(text, delimiter, 1 if hint else 0, name, options))
+    media_type, extractor = write_csv(data, writer)
     if writer.ragged:
         builder.warnings.append(
             f"more or fewer cells than the header: {places('row', writer.ragged)}"
         )
+    return builder.document(media_type, extractor)
+
+
+def write_csv(data: bytes, writer: SheetWriter) -> tuple[str, str]:
+    """Write the records of a file as one sheet; its media type and what read it.
+
+    Raises:
+        ExtractionError: `limit_exceeded`.
+    """
+    decoded = decode(data)
+    text = clean(decoded.text)
+    hint = _EXCEL_HINT.match(text)
+    delimiter = hint.group(1) if hint else guess_delimiter(text)
+    if decoded.warning:
+        writer.warnings.append(decoded.warning)
+    writer.write(_rows(text, delimiter, 1 if hint else 0, writer))
     media_type = "text/tab-separated-values" if delimiter == "\t" else "text/csv"
-    return builder.document(media_type, f"csv {decoded.encoding}")
+    return media_type, f"csv {decoded.encoding}"
 
 
-def _rows(
-    text: str, delimiter: str, skipped: int, name: str, options: ExtractOptions
-) -> Iterator[Row]:
+def _rows(text: str, delimiter: str, skipped: int, writer: SheetWriter) -> Iterator[Row]:
+    options = writer.options
     # The limit is one of the whole process, so it is only ever raised.
     csv.field_size_limit(max(csv.field_size_limit(), options.max_cell_chars))
     reader = csv.reader(_lines(text), delimiter=delimiter)
     try:
         for number, cells in enumerate(reader, 1):
             if number > skipped:
-                yield number, [one_line(cell) for cell in cells]
+                yield number, [writer.cell(cell) for cell in cells]
     except csv.Error as exc:
         raise limit_exceeded(
-            name,
+            writer.name,
             f"has a cell of more than {options.max_cell_chars:,} characters near line "
             f"{reader.line_num} (is a quotation mark missing there?)",
             "max_cell_chars",

@@ -7,7 +7,7 @@ import struct
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from io import BytesIO, StringIO
-from typing import Any
+from typing import Any, TypeVar
 
 from pipelines.nodes.extract.archive import Archive
 from pipelines.nodes.extract.base import (
@@ -20,7 +20,7 @@ from pipelines.nodes.extract.base import (
     limit_exceeded,
     no_text,
 )
-from pipelines.nodes.extract.table import Row, TableWriter, cell_text
+from pipelines.nodes.extract.table import Cell, Row, SheetWriter, TableWriter
 from pipelines.types import ParsedDocument
 
 XLSX = "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet"
@@ -46,11 +46,22 @@ def extract_xlsx(data: bytes, name: str, options: ExtractOptions = DEFAULTS) -> 
     Raises:
         ExtractionError: `no_text`, `corrupt`, `encrypted` or `limit_exceeded`.
     """
-    _check_sheets(Archive(data, name, options), name, options)
     builder = TextBuilder(name, options)
+    extractor = write_xlsx(data, TableWriter(builder, name, options))
+    return _document(builder, name, XLSX, extractor)
+
+
+def write_xlsx(data: bytes, writer: SheetWriter) -> str:
+    """Write every sheet; what read it.
+
+    Raises:
+        ExtractionError: `corrupt`, `encrypted` or `limit_exceeded`.
+    """
+    name, options = writer.name, writer.options
+    _check_sheets(Archive(data, name, options), name, options)
     with _calamine_errors(name):
-        _write_workbook(data, TableWriter(builder, name, options))
-    return _document(builder, name, XLSX, library("python-calamine"))
+        _write_workbook(data, writer)
+    return library("python-calamine")
 
 
 def extract_xls(data: bytes, name: str, options: ExtractOptions = DEFAULTS) -> ParsedDocument:
@@ -59,20 +70,41 @@ def extract_xls(data: bytes, name: str, options: ExtractOptions = DEFAULTS) -> P
     Raises:
         ExtractionError: `no_text`, `corrupt`, `encrypted` or `limit_exceeded`.
     """
+    builder = TextBuilder(name, options)
+
+    def again() -> TableWriter:
+        nonlocal builder
+        builder = TextBuilder(name, options)
+        return TableWriter(builder, name, options)
+
+    _, used = write_xls(data, again)
+    return _document(builder, name, XLS, used)
+
+
+Writer = TypeVar("Writer", bound=SheetWriter)
+
+
+def write_xls(data: bytes, fresh: Callable[[], Writer]) -> tuple[Writer, str]:
+    """Write every sheet; the writer, and what read it.
+
+    Args:
+        fresh: makes an empty writer; called again for the second reader.
+    Raises:
+        ExtractionError: `corrupt`, `encrypted` or `limit_exceeded`.
+    """
     from python_calamine import CalamineError, PasswordError
 
-    builder = TextBuilder(name, options)
-    used = "python-calamine"
+    writer = fresh()
     try:
         with _panics_as(CalamineError):
-            _write_workbook(data, TableWriter(builder, name, options))
+            _write_workbook(data, writer)
     except PasswordError as exc:
-        raise encrypted(name) from exc
+        raise encrypted(writer.name) from exc
     except CalamineError:
-        builder = TextBuilder(name, options)
-        used = "xlrd"
-        _write_with_xlrd(data, name, TableWriter(builder, name, options))
-    return _document(builder, name, XLS, library(used))
+        writer = fresh()
+        _write_with_xlrd(data, writer.name, writer)
+        return writer, library("xlrd")
+    return writer, library("python-calamine")
 
 
 def _document(builder: TextBuilder, name: str, media_type: str, extractor: str) -> ParsedDocument:
@@ -81,7 +113,7 @@ def _document(builder: TextBuilder, name: str, media_type: str, extractor: str) 
     return builder.document(media_type, extractor)
 
 
-def _write_workbook(data: bytes, writer: TableWriter) -> None:
+def _write_workbook(data: bytes, writer: SheetWriter) -> None:
     from python_calamine import SheetTypeEnum, SheetVisibleEnum, load_workbook
 
     workbook = load_workbook(BytesIO(data))
@@ -91,14 +123,19 @@ def _write_workbook(data: bytes, writer: TableWriter) -> None:
         sheet = workbook.get_sheet_by_index(index)
         if sheet.start is None:
             continue
-        rows = _with_merges(sheet.iter_rows(), sheet.start[1], sheet.merged_cell_ranges or ())
+        rows = _with_merges(
+            sheet.iter_rows(), sheet.start[1], sheet.merged_cell_ranges or (), writer.cell
+        )
         writer.write(rows, meta.name)
         if meta.visible is not SheetVisibleEnum.Visible:
-            writer.builder.warnings.append(f"sheet {meta.name!r} is hidden, it was read too")
+            writer.warnings.append(f"sheet {meta.name!r} is hidden, it was read too")
 
 
 def _with_merges(
-    rows: Iterable[list[Any]], first_column: int, merges: Iterable[Merge]
+    rows: Iterable[list[Any]],
+    first_column: int,
+    merges: Iterable[Merge],
+    cell: Callable[[Cell], str],
 ) -> Iterator[Row]:
     """Rows as text, numbered from 1; values merged over several rows are repeated downwards."""
     opening: dict[int, list[tuple[int, int]]] = {}
@@ -107,7 +144,7 @@ def _with_merges(
             opening.setdefault(top, []).append((left - first_column, bottom))
     merged: dict[int, tuple[int, str]] = {}
     for index, row in enumerate(rows):
-        cells = [cell_text(value) for value in row]
+        cells = [cell(value) for value in row]
         if merged and any(cells):
             for column, (bottom, text) in list(merged.items()):
                 if index > bottom:
@@ -144,7 +181,7 @@ def _calamine_errors(name: str) -> Iterator[None]:
         raise corrupt(name, f"is not a readable spreadsheet ({exc})") from exc
 
 
-def _write_with_xlrd(data: bytes, name: str, writer: TableWriter) -> None:
+def _write_with_xlrd(data: bytes, name: str, writer: SheetWriter) -> None:
     import xlrd
 
     # xlrd trusts what it reads: on damaged files any of these comes up.
@@ -167,25 +204,27 @@ def _write_with_xlrd(data: bytes, name: str, writer: TableWriter) -> None:
         raise corrupt(name, f"is not a readable spreadsheet ({exc})") from exc
     for sheet in sheets:
         rows = (
-            (i + 1, [_xlrd_text(cell, book.datemode) for cell in sheet.row(i)])
+            (i + 1, [writer.cell(_xlrd_value(cell, book.datemode)) for cell in sheet.row(i)])
             for i in range(sheet.nrows)
         )
         writer.write(rows, sheet.name)
 
 
-def _xlrd_text(cell: Any, datemode: int) -> str:
+def _xlrd_value(cell: Any, datemode: int) -> Cell:
     import xlrd
 
     if cell.ctype == xlrd.XL_CELL_DATE:
         try:
-            return cell_text(xlrd.xldate_as_datetime(cell.value, datemode))
+            moment: Cell = xlrd.xldate_as_datetime(cell.value, datemode)
         except (ValueError, OverflowError):  # a number that merely has a date format
-            return cell_text(cell.value)
+            return float(cell.value)
+        return moment
     if cell.ctype == xlrd.XL_CELL_BOOLEAN:
-        return cell_text(bool(cell.value))
+        return bool(cell.value)
     if cell.ctype == xlrd.XL_CELL_ERROR:
         return str(xlrd.error_text_from_code.get(cell.value, "#ERR"))
-    return cell_text(cell.value)
+    value: Cell = cell.value
+    return value
 
 
 def _check_sheets(archive: Archive, name: str, options: ExtractOptions) -> None:

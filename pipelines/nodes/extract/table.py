@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import datetime as dt
 import re
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from itertools import chain, islice
 
 from pipelines.nodes.extract.base import (
     ExtractOptions,
     TextBuilder,
+    clean,
     limit_exceeded,
     one_line,
 )
-from pipelines.types import Origin, Read
+from pipelines.types import Origin, Read, TableRow
 
 _HEADER_WITHIN = 10
 _DEFAULT_NAME = re.compile(
     r"(?:sheet|tabelle|feuil|hoja|foglio|planilha|blad|arkusz|munka|лист|工作表|シート|시트|ark)\s*\d*",
     re.IGNORECASE,
 )
+
+_BREAKS = re.compile("\r\n?|[\x0b\x0c\x85\u2028\u2029]")
 
 Row = tuple[int, list[str]]
 """1-based row number, and its cells; an empty cell is the empty string."""
@@ -32,11 +36,19 @@ def cell_text(value: Cell) -> str:
     searched), integral numbers without decimals, others with the 15 digits that Excel keeps,
     truth values as true and false; line breaks become spaces.
     """
+    return one_line(value) if isinstance(value, str) else value_text(value)
+
+
+def whole_text(value: Cell) -> str:
+    """As `cell_text`, but line breaks stay, as LF."""
+    return _BREAKS.sub("\n", value).strip() if isinstance(value, str) else value_text(value)
+
+
+def value_text(value: Cell) -> str:
+    """A value as text; see `cell_text`."""
     match value:
         case None:
             return ""
-        case str():
-            return one_line(value)
         case bool():
             return "true" if value else "false"
         case float():
@@ -52,19 +64,75 @@ def cell_text(value: Cell) -> str:
 
 
 @dataclass
-class TableWriter:
+class SheetWriter:
+    """Takes the sheets of a file, one after the other, within the limits.
+
+    Attributes:
+        warnings: what a reader should know.
+        cell: a cell's value as text.
+    """
+
+    name: str
+    options: ExtractOptions
+    warnings: list[str]
+    cell: Callable[[Cell], str] = cell_text
+    _rows: int = 0
+
+    @abstractmethod
+    def write(self, rows: Iterable[Row], sheet: str | None = None) -> None:
+        """Take the rows of one sheet.
+
+        Raises:
+            ExtractionError: `limit_exceeded`.
+        """
+
+    def counted(self, rows: Iterable[Row]) -> Iterator[Row]:
+        """Rows with content, within the limits."""
+        for number, row in rows:
+            if not any(row):
+                continue
+            self._rows += 1
+            if self._rows > self.options.max_rows:
+                limit = self.options.max_rows
+                raise limit_exceeded(self.name, f"has more than {limit:,} rows", "max_rows", limit)
+            longest = max(map(len, row))
+            if longest > self.options.max_cell_chars:
+                raise limit_exceeded(
+                    self.name,
+                    f"has a cell of {longest:,} characters in row {number}",
+                    "max_cell_chars",
+                    self.options.max_cell_chars,
+                )
+            yield number, row
+
+
+class RowCollector(SheetWriter):
+    """Keeps the rows as they are, with the line breaks within their cells."""
+
+    def __init__(self, name: str, options: ExtractOptions) -> None:
+        super().__init__(name, options, [], whole_text)
+        self.rows: list[TableRow] = []
+
+    def write(self, rows: Iterable[Row], sheet: str | None = None) -> None:
+        """See `SheetWriter.write`."""
+        self.rows += [
+            TableRow(number, tuple(map(clean, cells)), sheet)
+            for number, cells in self.counted(rows)
+        ]
+
+
+class TableWriter(SheetWriter):
     """Writes sheets into one document.
 
     Attributes:
         ragged: rows of the last sheet with another number of cells than its header.
     """
 
-    builder: TextBuilder
-    name: str
-    options: ExtractOptions
-    ragged: list[int] = field(default_factory=list)
-    _rows: int = 0
-    _title: str | None = None
+    def __init__(self, builder: TextBuilder, name: str, options: ExtractOptions) -> None:
+        super().__init__(name, options, builder.warnings)
+        self.builder = builder
+        self.ragged: list[int] = []
+        self._title: str | None = None
 
     def write(self, rows: Iterable[Row], sheet: str | None = None) -> None:
         """Append the rows of one sheet as `header: value; header2: value2` lines.
@@ -81,7 +149,7 @@ class TableWriter:
         self.ragged = []
         # A name that a person gave is text to be found; it opens the sheet's first section.
         self._title = sheet if sheet and not _DEFAULT_NAME.fullmatch(sheet) else None
-        content = self._counted(rows)
+        content = self.counted(rows)
         first = list(islice(content, _HEADER_WITHIN))
         if not first:
             return
@@ -101,25 +169,6 @@ class TableWriter:
         self._section(group, sheet)
         if not any_data:
             self._section([(first[at][0], "; ".join(v for v in header if v))], sheet)
-
-    def _counted(self, rows: Iterable[Row]) -> Iterator[Row]:
-        """Rows with content, within the limits."""
-        for number, row in rows:
-            if not any(row):
-                continue
-            self._rows += 1
-            if self._rows > self.options.max_rows:
-                limit = self.options.max_rows
-                raise limit_exceeded(self.name, f"has more than {limit:,} rows", "max_rows", limit)
-            longest = max(map(len, row))
-            if longest > self.options.max_cell_chars:
-                raise limit_exceeded(
-                    self.name,
-                    f"has a cell of {longest:,} characters in row {number}",
-                    "max_cell_chars",
-                    self.options.max_cell_chars,
-                )
-            yield number, row
 
     def _section(self, lines: list[tuple[int, str]], sheet: str | None) -> None:
         if lines:
