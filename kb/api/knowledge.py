@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fastapi import APIRouter, Response
@@ -21,15 +21,17 @@ from kb.api.retrieval import (
     search_settings,
 )
 from kb.db import now
-from kb.errors import InvalidParam, ProviderNotInitialized
+from kb.errors import InvalidParam
 from kb.external.records import ExternalHit
-from kb.knowledge.choosing import Chosen, Failure, choose, shared_model
+from kb.knowledge.choosing import Chosen, Failure, choose, own_model, shared_model
 from kb.knowledge.gathering import AnyHit, Gathered, Gathering, dataset_of, id_of
-from kb.knowledge.schemas import KnowledgeRetrieval
+from kb.knowledge.schemas import ChatModelConfig, KnowledgeRetrieval
+from kb.knowledge.talking import Proposal, choose_one, common_fields, propose
+from kb.metadata.fields import fields_of
 from kb.models import EXTERNAL
 from kb.query_log import Found, QueryLog
 from kb.resources import Resources
-from kb.schemas import RetrievalModelIn
+from kb.schemas import MetadataFilter, RetrievalModelIn
 
 router = APIRouter(prefix="/v1", tags=["retrieval"])
 
@@ -40,10 +42,26 @@ SOURCE = "app"
 
 
 @dataclass(frozen=True)
+class _Plan:
+    """What is asked of which datasets.
+
+    Attributes:
+        single: the chosen dataset is asked as it says itself.
+        proposal: where a chat model was asked for conditions.
+    """
+
+    dataset_ids: Sequence[str]
+    conditions: MetadataFilter | None
+    single: bool = False
+    proposal: Proposal | None = None
+
+
+@dataclass(frozen=True)
 class _Asked:
     """A question that was answered."""
 
     query: str
+    plan: _Plan
     chosen: Chosen
     model: RetrievalModelIn
     gathered: Gathered
@@ -68,8 +86,25 @@ def retrieve_knowledge(body: QueryBody, access: AccessDep, history: QueryLogDep)
     names = {dataset.id: dataset.name for dataset in done.chosen.datasets}
     items = [item(hit, names, at) for at, hit in enumerate(done.gathered.hits, start=1)]
     _remember(history, done, resources)
-    failures = {str(i): exc for i, exc in done.gathered.failures.items()} | done.chosen.failures
-    return json_response(_answer(items, failures, names) | {"timings_ms": done.gathered.timings_ms})
+    return json_response(_whole_answer(done, items, names))
+
+
+def _whole_answer(done: _Asked, items: Sequence[Json], names: Mapping[uuid.UUID, str]) -> Json:
+    gathered, plan = done.gathered, done.plan
+    failures = {str(i): exc for i, exc in gathered.failures.items()} | done.chosen.failures
+    answer = _answer(items, failures, names) | {"timings_ms": gathered.timings_ms}
+    if gathered.rerank is not None:
+        answer["rerank"] = shapes.reranked(gathered.rerank)
+    if plan.single:
+        answer["chosen_dataset_id"] = next((str(i) for i in names), None)
+    if plan.proposal is not None:
+        conditions = plan.conditions
+        answer["metadata_filter"] = {
+            "conditions": None if conditions is None else conditions.model_dump(mode="json"),
+            "ignored": list(plan.proposal.ignored),
+            "error": plan.proposal.error,
+        }
+    return answer
 
 
 def _check_number(dataset_ids: Sequence[str], resources: Resources) -> None:
@@ -83,23 +118,57 @@ def _check_number(dataset_ids: Sequence[str], resources: Resources) -> None:
 
 def _ask(query: str, asked: KnowledgeRetrieval, access: Access) -> _Asked:
     caller, resources = access.caller, access.resources
-    if asked.retrieval_mode == "single" or asked.metadata_filtering_mode == "automatic":
-        raise ProviderNotInitialized(
-            "no chat model is configured; use retrieval_mode 'multiple' and "
-            "metadata_filtering_mode 'disabled' or 'manual'"
-        )
-    manual = asked.metadata_filtering_mode == "manual"
-    conditions = asked.metadata_filtering_conditions if manual else None
     with clock() as took_ms:
+        plan = _plan(query, asked, access)
         with access.reading() as session:
-            chosen = choose(session, caller.workspace_id, caller.dataset_id, asked.dataset_ids)
-            model = shared_model(asked.multiple_retrieval_config, chosen.datasets, conditions)
-            settings = search_settings(model, resources.settings)
+            chosen = choose(session, caller.workspace_id, caller.dataset_id, plan.dataset_ids)
+            model = _model(asked, plan, chosen)
             gathering = Gathering(
-                session, query, chosen.datasets, settings, resources, conditions=conditions
+                session,
+                query,
+                chosen.datasets,
+                search_settings(model, resources.settings),
+                resources,
+                conditions=plan.conditions,
             )
         gathered = gathering.result()
-    return _Asked(query, chosen, model, gathered, took_ms())
+    return _Asked(query, plan, chosen, model, gathered, took_ms())
+
+
+def _plan(query: str, asked: KnowledgeRetrieval, access: Access) -> _Plan:
+    """What is asked of whom, after a chat model was heard where the node wants that.
+
+    The model may take seconds, so no session is open meanwhile.
+    """
+    mode, single = asked.metadata_filtering_mode, asked.retrieval_mode == "single"
+    given = asked.metadata_filtering_conditions
+    plan = _Plan(asked.dataset_ids, given if mode == "manual" else None, single)
+    if not single and mode != "automatic":
+        return plan
+    caller, resources = access.caller, access.resources
+    with access.reading() as session:
+        chosen = choose(session, caller.workspace_id, caller.dataset_id, asked.dataset_ids)
+        own = [d.id for d in chosen.datasets if d.provider != EXTERNAL]
+        fields = fields_of(session, own)
+    if single:
+        config = asked.single_retrieval_config.model or ChatModelConfig()
+        one = choose_one(query, chosen.datasets, config, resources)
+        unknown = [text for text in asked.dataset_ids if text in chosen.failures]
+        plan = replace(plan, dataset_ids=[*([] if one is None else [str(one.id)]), *unknown])
+        fields = {i: f for i, f in fields.items() if one is not None and i == one.id}
+    if mode != "automatic":
+        return plan
+    config = asked.metadata_model_config or ChatModelConfig()
+    proposal = propose(query, common_fields(list(fields.values())), given, config, resources)
+    return replace(plan, conditions=proposal.conditions, proposal=proposal)
+
+
+def _model(asked: KnowledgeRetrieval, plan: _Plan, chosen: Chosen) -> RetrievalModelIn:
+    """How the datasets are searched: the one of single mode as it says itself."""
+    if not plan.single:
+        return shared_model(asked.multiple_retrieval_config, chosen.datasets, plan.conditions)
+    own = own_model(chosen.datasets[0]) if chosen.datasets else RetrievalModelIn()
+    return own.model_copy(update={"metadata_filtering_conditions": plan.conditions})
 
 
 def _remember(history: QueryLog, done: _Asked, resources: Resources) -> None:

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+import logging
 import uuid
 from collections.abc import Mapping, Sequence
 from concurrent.futures import CancelledError, Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from sqlalchemy.orm import Session
 
-from kb.errors import InvalidParam, KBError, Unavailable
+from kb.errors import InvalidParam, KBError, ProviderNotInitialized, Unavailable
 from kb.external.asking import ask, source_of
 from kb.external.records import ExternalHit
 from kb.knowledge.choosing import Failure
 from kb.models import EXTERNAL, Dataset
 from kb.resources import Resources
 from kb.retrieval.filters import Filter, compile_filters
+from kb.retrieval.reranking import find
 from kb.retrieval.service import retrieve
-from kb.retrieval.types import Hit, RetrievalSettings, Retrieved
+from kb.retrieval.types import Hit, Reranked, RetrievalSettings, Retrieved
 from kb.schemas import ExternalRetrievalModel, MetadataFilter
 from kb.tracing import carried
 from pipelines.errors import TransientError
+
+log = logging.getLogger("kb.knowledge")
 
 AnyHit = Hit | ExternalHit
 
@@ -33,11 +37,13 @@ class Gathered:
     Attributes:
         hits: best first over all datasets, equal scores of ours before those of others.
         failures: datasets that gave nothing because they could not.
+        rerank: what came of the rerank step; None: it was not asked for.
     """
 
     hits: tuple[AnyHit, ...]
     failures: dict[uuid.UUID, Failure] = field(default_factory=dict)
     timings_ms: dict[str, float] = field(default_factory=dict)
+    rerank: Reranked | None = None
 
 
 def dataset_of(hit: AnyHit) -> uuid.UUID:
@@ -72,7 +78,7 @@ class Gathering:
         conditions: MetadataFilter | None = None,
         external: Mapping[uuid.UUID, ExternalRetrievalModel] | None = None,
     ) -> None:
-        self._settings = settings
+        self._query, self._settings, self._resources = query, settings, resources
         self._asked = len(datasets)
         self._failures: dict[uuid.UUID, Failure] = {}
         self._answers: dict[uuid.UUID, Future[list[ExternalHit]]] = {}
@@ -141,8 +147,38 @@ class Gathering:
                 self._failures[dataset_id] = exc
         if self._asked and len(self._failures) == self._asked:
             raise next(iter(self._failures.values()))
+        others, rerank = self._reranked(others)
         low = self._settings.score_threshold
         kept = [hit for hit in others if low is None or hit.score >= low]
         both: list[AnyHit] = [*self._found.hits, *kept]
         hits = sorted(both, key=lambda hit: -hit.score)
-        return Gathered(tuple(hits[: self._settings.top_k]), self._failures, self._found.timings_ms)
+        return Gathered(
+            tuple(hits[: self._settings.top_k]), self._failures, self._found.timings_ms, rerank
+        )
+
+    def _reranked(self, hits: list[ExternalHit]) -> tuple[list[ExternalHit], Reranked | None]:
+        """Other services' records as the rerank model sees them, as ours were judged before: what
+        it says of a text depends on the question and the text alone.
+        """
+        named, ours = self._settings.rerank, self._found.rerank
+        if named is None or not hits or (ours is not None and not ours.applied):
+            return hits, ours
+        record = find(named, self._resources)
+        depth = self._resources.settings.retrieval.rerank_depth
+        best = sorted(hits, key=lambda hit: -hit.score)
+        so_far = ours or Reranked(record.provider, record.model, applied=True, asked=0, judged=0)
+        so_far = replace(so_far, asked=so_far.asked + len(best[:depth]))
+        try:
+            model = self._resources.models.reranker_of(record)
+            scores = model.rerank(self._query, [hit.content for hit in best[:depth]])
+        except (TransientError, ProviderNotInitialized) as exc:
+            log.warning("records of other services keep their scores: %s", exc.message)
+            return hits, replace(so_far, applied=ours is not None, error=exc.message)
+        given = [score for score in scores if score is not None]
+        behind = min(given, default=1.0)
+        scores += [None] * (len(best) - len(scores))
+        judged = [
+            replace(hit, score=max(0.0, min(1.0, hit.score)) * behind if score is None else score)
+            for hit, score in zip(best, scores, strict=True)
+        ]
+        return judged, replace(so_far, judged=so_far.judged + len(given))
