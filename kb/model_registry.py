@@ -177,8 +177,19 @@ class ModelRegistry:
         Raises:
             ProviderNotInitialized: no configured model fills it.
         """
+        found = self._find_space(name)
+        if found is None:
+            raise ProviderNotInitialized(self._no_space.format(space=name))
+        return found[1]
+
+    def record_of_space(self, name: str) -> ModelRecord | None:
+        """The model that fills a space; None: no configured one does. Asks no server."""
+        found = self._find_space(name)
+        return found[0] if found is not None else None
+
+    def _find_space(self, name: str) -> tuple[ModelRecord, Embedder] | None:
         if (found := self._default.for_space(name)) is not None:
-            return found
+            return self.default_record, found
         records = self.records(ModelType.EMBEDDING)[1:]
         known = self._of_space.get(name)
         for record in sorted(records, key=lambda record: record.id != known):
@@ -189,8 +200,8 @@ class ModelRegistry:
                 continue
             if found is not None:
                 self._of_space[name] = record.id
-                return found
-        raise ProviderNotInitialized(self._no_space.format(space=name))
+                return record, found
+        return None
 
     def reranker(self, provider: str | None, model: str | None) -> Reranker:
         """The rerank model of these names.

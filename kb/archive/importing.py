@@ -183,6 +183,15 @@ class _Parts:
         return known
 
 
+def _same_model(checked: Checked, resources: Resources) -> tuple[str | None, str | None]:
+    """(provider, model) that made the archive's vectors, if it is configured here."""
+    embedding = checked.manifest.embedding
+    if embedding is None:
+        return None, None
+    record = resources.models.record_of_space(embedding.space)
+    return (None, None) if record is None or record.id is None else record.name
+
+
 class _Building:
     """A dataset that nobody sees yet."""
 
@@ -230,7 +239,8 @@ class _Building:
                 updated_by=resources.owner_id,
             )
             if record.technique is not None:
-                set_technique(dataset, record.technique, None, None, resources)
+                provider, model = _same_model(checked, resources)
+                set_technique(dataset, record.technique, model, provider, resources)
             session.add(dataset)
             session.flush()
             set_members(session, dataset, record.members)

@@ -438,3 +438,24 @@ def test_a_model_whose_server_is_away_refuses_a_new_dataset_for_now(
     created = client.post("/v1/datasets", json=asked)
     assert created.status_code == 200, created.text
     assert created.json()["embedding_model"] == MODEL
+
+
+def test_an_archive_comes_back_to_the_model_that_made_its_vectors(
+    client: TestClient, provider: Provider
+) -> None:
+    made = add(client, body(provider))
+    dataset = add_dataset(
+        client, fresh_name(), embedding_model=MODEL, embedding_model_provider=made["provider"]
+    )
+    indexed_text(client, dataset, "d", "grey owls\nbrown bears", process_rule=LINES)
+    archive = client.get(f"/v1/datasets/{dataset}/export?vectors=true").content
+    provider.forget()
+    answer = client.post(f"/v1/datasets/import?name={fresh_name()}", content=archive)
+    assert answer.status_code == 201, answer.text
+    copy = answer.json()
+    assert copy["embedding_model_provider"] == made["provider"]
+    assert copy["imported"]["indexed"] == 1
+    assert provider.calls == [], "no text is embedded again"
+    records = search(client, copy["id"], "bears", search_method="semantic_search")
+    assert records[0]["segment"]["content"] == "brown bears"
+    assert len(client.get(f"{MODELS}/{made['id']}").json()["used_by"]) == 2
