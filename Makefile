@@ -56,9 +56,10 @@ check: lint types contracts  ## Style, types and import contracts
 serve: install  ## Start a server on http://127.0.0.1:8000
 	@$(BIN)/kb serve
 
-docs: install  ## Write the manuals of node kinds and settings anew
+docs: install  ## Write the manuals of node kinds, settings and routes anew
 	@$(BIN)/python -m pipelines.docs > docs/nodes.md
 	@$(BIN)/python -m kb.settings_docs
+	@$(BIN)/python -m kb.api.reference
 
 bench: install  ## Compare with the plain way; CORPUS=directory of a labelled set
 	@test -n "$(CORPUS)" || { echo "say which labelled set: make bench CORPUS=path (see bench/README.md)"; exit 1; }

@@ -35,17 +35,23 @@ PLACEHOLDER_RULE: dict[str, Any] = {
 class PreProcessingRule(BaseModel):
     """One cleaning step, on or off; unknown ids are accepted and have no effect."""
 
+    model_config = ConfigDict(use_attribute_docstrings=True)
     id: str
+    """remove_extra_spaces or remove_urls_emails; others have no effect."""
     enabled: bool
+    """Whether the step is done."""
 
 
 class Segmentation(BaseModel):
     """Where to cut; lengths are characters, whatever the wire name says."""
 
-    model_config = ConfigDict(extra="ignore")
+    model_config = ConfigDict(extra="ignore", use_attribute_docstrings=True)
     separator: str = "\n"
+    """Where to cut; taken literally."""
     max_tokens: int
+    """Characters of a piece at most."""
     chunk_overlap: int = 0
+    """Characters that a piece repeats of the one before."""
 
     @model_validator(mode="before")
     @classmethod
@@ -59,12 +65,17 @@ class Rules(BaseModel):
     """The rules of a custom or hierarchical process rule; `qa` counts for questions and answers
     (ours, beyond the contract), and then the others may be left out."""
 
-    model_config = ConfigDict(extra="ignore")
+    model_config = ConfigDict(extra="ignore", use_attribute_docstrings=True)
     pre_processing_rules: list[PreProcessingRule] | None = None
+    """Steps of cleaning."""
     segmentation: Segmentation | None = None
+    """How to cut segments, or parents."""
     parent_mode: Literal["paragraph", "full-doc"] | None = None
+    """Of hierarchical: each piece is a parent, or the whole document is one."""
     subchunk_segmentation: Segmentation | None = None
+    """Of hierarchical: how to cut children."""
     qa: QARules | None = None
+    """Of questions and answers: where they stand."""
 
     @field_validator("pre_processing_rules")
     @classmethod
@@ -81,9 +92,11 @@ class Rules(BaseModel):
 class ProcessRuleIn(BaseModel):
     """A process rule as a request states it."""
 
-    model_config = ConfigDict(extra="ignore")
+    model_config = ConfigDict(extra="ignore", use_attribute_docstrings=True)
     mode: Literal["automatic", "custom", "hierarchical"]
+    """automatic needs no rules."""
     rules: Rules | None = None
+    """Of custom and hierarchical."""
 
     @model_validator(mode="before")
     @classmethod

@@ -64,7 +64,7 @@ ModelName = Annotated[str | None, StringConstraints(max_length=255)]
 class Lenient(BaseModel):
     """A body in which unknown keys are ignored, and a null means what an absent key means."""
 
-    model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
+    model_config = ConfigDict(extra="ignore", allow_inf_nan=False, use_attribute_docstrings=True)
 
     @model_validator(mode="before")
     @classmethod
@@ -79,29 +79,38 @@ class RerankingModel(Lenient):
     """Which model reorders the hits; empty names mean none."""
 
     reranking_provider_name: str | None = None
+    """Provider of the rerank model."""
     reranking_model_name: str | None = None
+    """Name of the rerank model."""
 
 
 class VectorSetting(Lenient):
     """The dense leg's part of a weighted hybrid query."""
 
     vector_weight: float = Field(ge=0)
+    """Share of meaning in the score, at least 0."""
     embedding_provider_name: str | None = None
+    """Accepted; the dataset's own model is used."""
     embedding_model_name: str | None = None
+    """Accepted; the dataset's own model is used."""
 
 
 class KeywordSetting(Lenient):
     """The full-text leg's part of a weighted hybrid query."""
 
     keyword_weight: float = Field(ge=0)
+    """Share of words in the score, at least 0."""
 
 
 class WeightsIn(Lenient):
     """Weights of a hybrid query; `weight_type` is a hint for user interfaces."""
 
     weight_type: str | None = None
+    """A hint for user interfaces; has no effect."""
     vector_setting: VectorSetting | None = None
+    """The part of meaning."""
     keyword_setting: KeywordSetting | None = None
+    """The part of words."""
 
     @model_validator(mode="after")
     def _something_counts(self) -> Self:
@@ -225,14 +234,23 @@ class RetrievalModelIn(Lenient):
     search_method: Literal[
         "semantic_search", "full_text_search", "hybrid_search", "keyword_search"
     ] = "semantic_search"
+    """By meaning, by words (full text or keywords), or by both."""
     reranking_enable: bool = False
+    """Whether `reranking_model` reorders the hits."""
     reranking_model: RerankingModel | None = None
+    """Which model reorders the hits."""
     reranking_mode: str | None = None
+    """reranking_model or weighted_score; the weights of a hybrid search count in either."""
     top_k: int | None = None
+    """Hits at most; 4 when left out."""
     score_threshold_enabled: bool = False
+    """Whether `score_threshold` counts."""
     score_threshold: float | None = None
+    """Only hits that score at least this, in [0, 1]."""
     weights: WeightsIn | None = None
+    """Shares of meaning and words in a hybrid search."""
     metadata_filtering_conditions: MetadataFilter | None = None
+    """Only documents whose metadata meets these conditions."""
 
     @property
     def reranks_by_model(self) -> bool:
@@ -265,32 +283,49 @@ class SummaryIndexSetting(Lenient):
     """Kept and shown; summaries are not made."""
 
     enable: bool | None = None
+    """Kept and shown."""
     model_name: str | None = None
+    """Kept and shown."""
     model_provider_name: str | None = None
+    """Kept and shown."""
     summary_prompt: str | None = None
+    """Kept and shown."""
 
 
 class DatasetCreate(Lenient):
     """POST /datasets."""
 
     name: DatasetName
+    """1 to 40 characters, unique in the workspace."""
     description: Description = ""
+    """At most 400 characters."""
     indexing_technique: Technique = None
+    """high_quality: vectors and words; economy: words. The first document decides when left out."""
     permission: Permission | None = "only_me"
+    """Who sees it in lists."""
     provider: Literal["vendor", "external"] = "vendor"
+    """vendor: documents are uploaded; external: an external knowledge service is asked."""
     external_knowledge_api_id: str | None = None
+    """Of an external dataset: the service."""
     external_knowledge_id: Annotated[str | None, StringConstraints(max_length=2000)] = None
+    """Of an external dataset: which knowledge of the service."""
     external_retrieval_model: ExternalRetrievalModel | None = None
+    """Of an external dataset: how it is asked."""
     embedding_model: ModelName = None
+    """Name of the embedding model; the default one when left out."""
     embedding_model_provider: ModelName = None
+    """Provider of the embedding model."""
     retrieval_model: RetrievalModelIn | None = None
+    """How to search when a query does not say; left out: by meaning."""
     summary_index_setting: SummaryIndexSetting | None = None
+    """Kept and shown; summaries are not made."""
 
 
 class MemberIn(Lenient):
     """Somebody who may see a dataset."""
 
     user_id: UUID
+    """Of the member."""
 
     @model_validator(mode="before")
     @classmethod
@@ -305,50 +340,70 @@ class DatasetUpdate(Lenient):
     """
 
     name: DatasetName | None = None
+    """1 to 40 characters, unique in the workspace."""
     description: Description | None = None
+    """At most 400 characters; null clears it."""
     indexing_technique: Technique = None
+    """high_quality or economy."""
     permission: Permission | None = None
+    """Who sees it in lists."""
     embedding_model: ModelName = None
+    """Name of the embedding model."""
     embedding_model_provider: ModelName = None
+    """Provider of the embedding model."""
     retrieval_model: RetrievalModelIn | None = None
+    """Replaces the settings that were stored."""
     partial_member_list: list[MemberIn] | None = None
+    """Who sees it, with permission partial_members; replaces the list before."""
     external_knowledge_api_id: str | None = None
+    """Of an external dataset: the service."""
     external_knowledge_id: Annotated[str | None, StringConstraints(max_length=2000)] = None
+    """Of an external dataset: which knowledge of the service."""
     external_retrieval_model: ExternalRetrievalModel | None = None
+    """Of an external dataset: how it is searched."""
 
 
 class TagCreate(Lenient):
     """POST /datasets/tags."""
 
     name: TagName
+    """1 to 50 characters, unique in the workspace."""
 
 
 class TagUpdate(Lenient):
     """PATCH /datasets/tags."""
 
     tag_id: str
+    """Of the tag."""
     name: TagName
+    """1 to 50 characters, unique in the workspace."""
 
 
 class TagDelete(Lenient):
     """DELETE /datasets/tags."""
 
     tag_id: str
+    """Of the tag."""
 
 
 class TagBind(Lenient):
     """POST /datasets/tags/binding."""
 
     tag_ids: list[str] = Field(min_length=1)
+    """Ids of tags, at least one."""
     target_id: str
+    """Of the dataset."""
 
 
 class TagUnbind(Lenient):
     """POST /datasets/tags/unbinding; `tag_id` is how older clients name a single tag."""
 
     tag_ids: list[str] | None = None
+    """Ids of tags."""
     tag_id: str | None = None
+    """Of a single tag, as older clients send it."""
     target_id: str
+    """Of the dataset."""
 
     @model_validator(mode="after")
     def _names_a_tag(self) -> Self:
@@ -366,21 +421,32 @@ class DocumentSettings(Lenient):
     """What every way to create a document may say."""
 
     indexing_technique: Technique = None
+    """Of the first document of a dataset that has none; else ignored."""
     doc_form: Annotated[DocForm | None, BeforeValidator(blank_to_none)] = None
+    """The first document decides for the dataset; text_model when left out."""
     doc_language: Annotated[str, StringConstraints(max_length=64)] = "English"
+    """Of the text."""
     process_rule: ProcessRuleIn | None = None
+    """How the text is cleaned and cut; the dataset's latest rule when left out, else automatic."""
     original_document_id: Annotated[UUID | None, BeforeValidator(blank_to_none)] = None
+    """The upload is a new version of this document."""
     retrieval_model: RetrievalModelIn | None = None
+    """Of the first document: how the dataset is searched."""
     embedding_model: ModelName = None
+    """Of the first document: name of the dataset's embedding model."""
     embedding_model_provider: ModelName = None
+    """Of the first document: its provider."""
     duplicate: bool = True
+    """false: add another document although one has this name."""
 
 
 class DocumentByText(DocumentSettings):
     """POST .../document/create-by-text."""
 
     name: str
+    """Cut to 200 characters; a document of the same name is replaced."""
     text: str
+    """What is indexed."""
 
 
 class DocumentUpdate(Lenient):
@@ -388,38 +454,49 @@ class DocumentUpdate(Lenient):
     then the dataset's latest."""
 
     name: str | None = None
+    """The new name; stays when left out."""
     doc_form: Annotated[DocForm | None, BeforeValidator(blank_to_none)] = None
+    """Must be that of the dataset."""
     doc_language: Annotated[
         str | None, StringConstraints(max_length=64), BeforeValidator(blank_to_none)
     ] = None
+    """Of the text; stays when left out."""
     process_rule: ProcessRuleIn | None = None
+    """How the text is cleaned and cut; the dataset's latest rule when left out."""
     retrieval_model: RetrievalModelIn | None = None
+    """Checked, and else without effect."""
 
 
 class DocumentUpdateByText(DocumentUpdate):
     """POST .../documents/{id}/update-by-text: a `text` needs a `name`."""
 
     text: str | None = None
+    """The new text; needs a name."""
 
 
 class DocumentIds(Lenient):
     """Which documents of the dataset."""
 
     document_ids: list[str]
+    """Ids of documents of the dataset."""
 
 
 class SegmentIn(Lenient):
     """A segment to be added; `answer` is asked of documents of questions and answers."""
 
     content: str
+    """The text; the question in a document of questions and answers."""
     answer: str | None = None
+    """The answer, in a document of questions and answers."""
     keywords: list[str] | None = None
+    """Words that it is found by beside its text."""
 
 
 class SegmentsCreate(Lenient):
     """POST .../segments."""
 
     segments: list[SegmentIn]
+    """At least one."""
 
 
 class SegmentPatch(Lenient):
@@ -430,29 +507,38 @@ class SegmentPatch(Lenient):
     """
 
     content: str | None = None
+    """The new text; stays when empty or left out."""
     answer: str | None = None
+    """The new answer, in a document of questions and answers."""
     keywords: list[str] | None = None
+    """The new keywords; stay when empty or left out."""
     enabled: bool | None = None
+    """false switches the segment off and ignores the rest; true switches it on."""
     regenerate_child_chunks: bool = False
+    """Make the child chunks anew from the content."""
 
 
 class SegmentUpdate(Lenient):
     """POST .../segments/{segment_id}."""
 
     segment: SegmentPatch
+    """What is to be changed."""
 
 
 class OverlayApply(Lenient):
     """POST .../overlays/{overlay_id}/apply: where a hand edit that fits no more shall go."""
 
     segment_id: UUID
+    """The segment that the hand edit is applied to."""
     child_chunk_id: Annotated[UUID | None, BeforeValidator(blank_to_none)] = None
+    """The child chunk that it is applied to."""
 
 
 class ChildIn(Lenient):
     """The text of a child chunk."""
 
     content: str
+    """Its text."""
 
 
 def _as_list(value: Any) -> Any:
@@ -477,10 +563,10 @@ class DocumentFilter(BaseModel):
     dataset_id: UUID | None = Field(None, description="Documents of this dataset.")
     document_ids: list[UUID] | None = Field(None, description="These documents.")
     status: Annotated[list[DisplayStatus] | None, BeforeValidator(_as_list)] = Field(
-        None, description="Display status, or several of them.", examples=["error"]
+        None, description="Display status, or several of them.", examples=[["error"]]
     )
     error_code: Annotated[list[str] | None, BeforeValidator(_as_list)] = Field(
-        None, description="Code of the failure, or several of them.", examples=["no_text"]
+        None, description="Code of the failure, or several of them.", examples=[["no_text"]]
     )
     tag: Annotated[list[str] | None, BeforeValidator(_as_list)] = Field(
         None, description="Tag of the dataset, by name or id, or several: any of them."
@@ -530,27 +616,36 @@ class HitTesting(Lenient):
     """POST .../retrieve."""
 
     query: str
+    """1 to 250 characters."""
     retrieval_model: RetrievalModelIn | None = None
+    """How to search; replaces the dataset's settings for this call."""
     external_retrieval_model: ExternalRetrievalModel | None = Field(
         default=None, description="Of a dataset whose knowledge another service holds."
     )
     attachment_ids: list[str] | None = None
+    """Accepted; images are not searched for."""
 
 
 class RetrievalSetting(Lenient):
     """`retrieval_setting` of the external-knowledge contract."""
 
     top_k: int | None = None
+    """Hits at most."""
     score_threshold: float | None = None
+    """Only hits that score at least this."""
 
 
 class ExternalRetrieval(Lenient):
     """POST /retrieval: a body-less or empty probe is answered with no records."""
 
     knowledge_id: str = ""
+    """Id of a dataset; empty in a probe, which finds nothing."""
     query: str = ""
+    """What is asked."""
     retrieval_setting: RetrievalSetting | None = None
+    """How much is wanted."""
     metadata_condition: MetadataFilter | None = None
+    """Only documents whose metadata meets these conditions."""
 
 
 class MetadataFieldCreate(Lenient):
@@ -603,14 +698,21 @@ class WebhookCreate(Lenient):
     """POST /v1/webhooks: `events` when left out are all, `secret` when left out is made."""
 
     url: str
+    """Where messages are sent by POST."""
     events: list[str] | None = None
+    """What it is told of; everything when left out."""
     dataset_id: Annotated[UUID | None, BeforeValidator(blank_to_none)] = None
+    """Of which dataset; all when left out."""
     secret: str | None = None
+    """What messages are signed with; made when left out."""
 
 
 class WebhookUpdate(Lenient):
     """PATCH /v1/webhooks/{id}: only keys that are present are applied."""
 
     url: str | None = None
+    """Where messages are sent by POST."""
     events: list[str] | None = None
+    """What it is told of."""
     enabled: bool | None = None
+    """false: send nothing; true: send again, and forget failures."""

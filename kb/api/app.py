@@ -19,6 +19,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.routing import Match, Route
+from starlette.types import Lifespan
 
 from kb.api import (
     archives,
@@ -100,17 +101,9 @@ def create_app(
             app.state.stopping = True
             await run_in_threadpool(_stop, app, resources, runner)
 
-    app = FastAPI(
-        title="kb",
-        summary="Knowledge bases: ingestion and retrieval",
-        version="0.1.0",
-        lifespan=lifespan,
-        redirect_slashes=False,  # a redirect would turn a client's POST into a GET
-    )
+    app = routed_app(lifespan)
     app.state.resources = resources
     app.state.process_key = process_key
-    for router in ROUTERS:
-        app.include_router(router)
     app.add_exception_handler(KBError, _public_error)
     app.add_exception_handler(BadSegments, _bad_segments)
     app.add_exception_handler(HTTPException, _http_error)
@@ -120,9 +113,23 @@ def create_app(
     app.add_exception_handler(InternalError, _database_busy)
     app.add_exception_handler(PoolTimeout, _database_busy)
     app.add_exception_handler(Exception, _unexpected)
-    write_manual(app)
     inner = app.build_middleware_stack
     app.build_middleware_stack = lambda: Observed(inner())  # type: ignore[method-assign]
+    return app
+
+
+def routed_app(lifespan: Lifespan[FastAPI] | None = None) -> FastAPI:
+    """The routes with their manual, over nothing yet."""
+    app = FastAPI(
+        title="kb",
+        summary="Knowledge bases: ingestion and retrieval",
+        version="0.1.0",
+        lifespan=lifespan,
+        redirect_slashes=False,  # a redirect would turn a client's POST into a GET
+    )
+    for router in ROUTERS:
+        app.include_router(router)
+    write_manual(app)
     return app
 
 

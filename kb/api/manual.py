@@ -8,6 +8,8 @@ from fastapi import FastAPI
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from kb.api import answers
+from kb.api.refusals import refusals
 from kb.external.schemas import ExternalApiIn, ExternalDatasetCreate, ExternalHitTesting
 from kb.knowledge.schemas import KnowledgeRetrieval
 from kb.model_schemas import ModelCreate, ModelUpdate
@@ -44,6 +46,7 @@ Json = dict[str, Any]
 
 _DATASET = "/v1/datasets/{dataset_id}"
 _DOCUMENT = f"{_DATASET}/documents/{{document_id}}"
+_SEGMENT = f"{_DOCUMENT}/segments/{{segment_id}}"
 
 BODIES: dict[tuple[str, str], type[BaseModel]] = {
     ("post", "/v1/datasets"): DatasetCreate,
@@ -82,11 +85,15 @@ BODIES: dict[tuple[str, str], type[BaseModel]] = {
 }
 """JSON bodies by method and path."""
 
-FORMS: dict[tuple[str, str], type[BaseModel]] = {
+FORMS: dict[tuple[str, str], type[BaseModel] | None] = {
     ("post", f"{_DATASET}/document/create-by-file"): DocumentSettings,
     ("patch", _DOCUMENT): DocumentUpdate,
+    ("post", "/v1/datasets/pipeline/file-upload"): None,
 }
-"""Multipart bodies: a part `file`, and these settings in `data`."""
+"""Multipart bodies: a part `file`, and these settings in `data`, if any."""
+
+RAW = {("post", "/v1/datasets/import"): "application/zip"}
+"""Bodies of other media types."""
 
 _PAGE = {
     "page": ("integer", "1-based; 1 when left out"),
@@ -106,6 +113,7 @@ QUERIES: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
         ),
         "include_all": ("boolean", "also datasets whose permission hides them from the owner"),
     },
+    ("delete", "/v1/datasets/tags"): {"tag_id": ("string", "instead of the body's")},
     ("get", f"{_DATASET}/documents"): _PAGE
     | {
         "keyword": ("string", "part of the name"),
@@ -154,15 +162,69 @@ QUERIES: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
 }
 """Query parameters by method and path: name -> (type, meaning)."""
 
-_ERROR: Json = {
-    "type": "object",
-    "required": ["code", "message", "status"],
-    "properties": {
-        "code": {"type": "string"},
-        "message": {"type": "string"},
-        "status": {"type": "integer"},
-    },
+PATHS = {
+    "dataset_id": "Id of the dataset.",
+    "document_id": "Id of the document.",
+    "segment_id": "Id of the segment.",
+    "child_chunk_id": "Id of the child chunk.",
+    "overlay_id": "Id of the hand edit.",
+    "metadata_id": "Id of the metadata field.",
+    "batch": "The `batch` of an upload's answer.",
+    "api_id": "Id of the external knowledge service.",
+    "file_id": "Id of the file.",
+    "query_id": "Id of an entry of the history.",
+    "webhook_id": "Id of the webhook.",
+    "model_id": "Id of the model, or `settings`.",
+    "model_type": "`text-embedding`, `rerank` or `llm`; others have no models.",
+    "node_id": "Id of the data source.",
+    "action": "What to do; the description says what there is.",
 }
+"""Parameters of paths, wherever they stand: name -> meaning."""
+
+CONTRACT = frozenset(
+    {
+        *(("get", path) for path in ("/v1/datasets", _DATASET, "/v1/datasets/tags")),
+        *(("get", f"{_DATASET}/{part}") for part in ("documents", "tags", "metadata")),
+        *(("post", path) for path in ("/v1/datasets", "/v1/datasets/tags", "/retrieval")),
+        ("patch", _DATASET),
+        ("delete", _DATASET),
+        ("post", f"{_DATASET}/document/create-by-text"),
+        ("post", f"{_DATASET}/document/create-by-file"),
+        ("post", f"{_DOCUMENT}/update-by-text"),
+        ("get", _DOCUMENT),
+        ("patch", _DOCUMENT),
+        ("delete", _DOCUMENT),
+        ("get", f"{_DATASET}/documents/{{batch}}/indexing-status"),
+        ("patch", f"{_DATASET}/documents/status/{{action}}"),
+        ("get", f"{_DOCUMENT}/download"),
+        ("get", f"{_DOCUMENT}/upload-file"),
+        ("post", f"{_DATASET}/documents/download-zip"),
+        *((method, f"{_DOCUMENT}/segments") for method in ("get", "post")),
+        *((method, _SEGMENT) for method in ("get", "post", "delete")),
+        *((method, f"{_SEGMENT}/child_chunks") for method in ("get", "post")),
+        ("patch", f"{_SEGMENT}/child_chunks/{{child_chunk_id}}"),
+        ("delete", f"{_SEGMENT}/child_chunks/{{child_chunk_id}}"),
+        ("post", f"{_DATASET}/metadata"),
+        ("patch", f"{_DATASET}/metadata/{{metadata_id}}"),
+        ("delete", f"{_DATASET}/metadata/{{metadata_id}}"),
+        ("get", "/v1/datasets/metadata/built-in"),
+        ("get", f"{_DATASET}/metadata/built-in"),
+        ("post", f"{_DATASET}/metadata/built-in/{{action}}"),
+        ("post", f"{_DATASET}/documents/metadata"),
+        ("patch", "/v1/datasets/tags"),
+        ("delete", "/v1/datasets/tags"),
+        ("post", "/v1/datasets/tags/binding"),
+        ("post", "/v1/datasets/tags/unbinding"),
+        ("post", f"{_DATASET}/tags"),
+        ("post", f"{_DATASET}/retrieve"),
+        ("get", f"{_DATASET}/pipeline/datasource-plugins"),
+        ("post", f"{_DATASET}/pipeline/datasource/nodes/{{node_id}}/run"),
+        ("post", f"{_DATASET}/pipeline/run"),
+        ("post", "/v1/datasets/pipeline/file-upload"),
+        ("get", "/v1/workspaces/current/models/model-types/{model_type}"),
+    }
+)
+"""Routes of the compatible contract; all others are additions, marked `x-kb-addition`."""
 
 
 def write_manual(app: FastAPI) -> None:
@@ -179,48 +241,67 @@ def write_manual(app: FastAPI) -> None:
 
 def _complete(page: Json) -> Json:
     components = page.setdefault("components", {}).setdefault("schemas", {})
-    models: list[type[BaseModel]] = [*BODIES.values(), *FORMS.values()]
+    models = [model for model in (*BODIES.values(), *FORMS.values()) if model is not None]
     _, definitions = models_json_schema(
         [(model, "validation") for model in models],
         ref_template="#/components/schemas/{model}",
     )
-    components.update(definitions["$defs"] | {"Error": _ERROR})
+    components.update(definitions["$defs"] | answers.schemas())
     for path, methods in page["paths"].items():
         for method, operation in methods.items():
             _complete_operation(operation, (method, path))
+    for unused in ("HTTPValidationError", "ValidationError"):
+        components.pop(unused, None)
     return page
 
 
 def _complete_operation(operation: Json, key: tuple[str, str]) -> None:
     if key in BODIES:
         content = {"application/json": {"schema": _ref(BODIES[key].__name__)}}
-        operation["requestBody"] = {"required": True, "content": content}
+        operation["requestBody"] = {"required": key[0] != "delete", "content": content}
     elif key in FORMS:
         content = {"multipart/form-data": _upload(FORMS[key], required=key[0] == "post")}
         operation["requestBody"] = {"required": True, "content": content}
-    operation.setdefault("parameters", []).extend(
+    elif key in RAW:
+        schema = {"type": "string", "format": "binary"}
+        operation["requestBody"] = {"required": True, "content": {RAW[key]: {"schema": schema}}}
+    for parameter in operation.setdefault("parameters", []):
+        parameter["description"] = PATHS.get(parameter["name"], "")
+    operation["parameters"].extend(
         {"name": name, "in": "query", "description": meaning, "schema": {"type": kind}}
         for name, (kind, meaning) in QUERIES.get(key, {}).items()
     )
-    operation["responses"].pop("422", None)  # FastAPI's own shape, which is never sent
-    operation["responses"]["default"] = {
-        "description": "Anything that went wrong",
-        "content": {"application/json": {"schema": _ref("Error")}},
-    }
+    if operation["summary"].istitle():  # FastAPI's, of the function's name
+        operation["summary"] = operation["summary"].capitalize()
+    if key not in CONTRACT:
+        operation["x-kb-addition"] = True
+    operation["responses"] = _responses(operation, key)
 
 
-def _upload(settings: type[BaseModel], *, required: bool) -> Json:
-    return {
+def _responses(operation: Json, key: tuple[str, str]) -> Json:
+    (success,) = (status for status in operation["responses"] if status.startswith("2"))
+    answer = answers.ANSWERS.get(key, "")
+    response: Json = {"description": "Done"}
+    if answer:
+        response["content"] = answers.read_content(answer)
+    refused = refusals(key, operation, form=key in FORMS, body=key in BODIES)
+    return {success: response} | refused
+
+
+def _upload(settings: type[BaseModel] | None, *, required: bool) -> Json:
+    file = {"type": "string", "format": "binary", "description": "The file, with its name."}
+    form: Json = {
         "schema": {
             "type": "object",
             "required": ["file"] if required else [],
-            "properties": {
-                "file": {"type": "string", "format": "binary"},
-                "data": _ref(settings.__name__),
-            },
-        },
-        "encoding": {"data": {"contentType": "application/json"}},
+            "properties": {"file": file},
+        }
     }
+    if settings is not None:
+        data = {"allOf": [_ref(settings.__name__)], "description": "Settings, as JSON."}
+        form["schema"]["properties"]["data"] = data
+        form["encoding"] = {"data": {"contentType": "application/json"}}
+    return form
 
 
 def _ref(name: str) -> Json:

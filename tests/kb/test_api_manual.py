@@ -12,7 +12,7 @@ from fastapi.routing import APIRoute
 
 import kb.errors
 from kb.api.app import ROUTERS, create_app
-from kb.api.manual import BODIES, FORMS, QUERIES
+from kb.api.manual import BODIES, FORMS, QUERIES, RAW
 from kb.errors import KBError
 from kb.resources import Resources
 
@@ -69,13 +69,13 @@ def test_the_openapi_page_describes_every_route_with_what_it_reads(app: FastAPI)
     assert set(shown) == {key for key, route in ROUTES.items() if route.include_in_schema}
     for key, operation in shown.items():
         assert operation.get("description"), key
-        assert "422" not in operation["responses"], "a shape that is never sent"
+        assert "HTTPValidationError" not in str(operation), "a shape that is never sent"
         if key[1].startswith("/v1/"):
             assert operation["security"] == [{"HTTPBearer": []}], key
     for method, path in [*BODIES, *QUERIES]:
         assert (method.upper(), path) in shown
     with_body = {k for k, o in shown.items() if "requestBody" in o}
-    assert with_body == {(m.upper(), p) for m, p in [*BODIES, *FORMS]}
+    assert with_body == {(m.upper(), p) for m, p in [*BODIES, *FORMS, *RAW]}
 
 
 def test_every_reference_of_the_openapi_page_leads_somewhere(app: FastAPI) -> None:
