@@ -15,9 +15,10 @@ import json
 import re
 import time
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 from uuid import UUID
@@ -38,6 +39,7 @@ FINISHED = frozenset({"completed", "error", "paused"})
 """Indexing states that a document does not leave by itself."""
 
 _PAGE_ROWS = 100
+_EXTERNAL_APIS = "/v1/datasets/external-knowledge-api"
 _LONG_S = 3600.0
 """For what takes long on the server: the doctor, moving a dataset."""
 
@@ -103,6 +105,21 @@ class Passage:
     answer: str | None = None
     children: tuple[Json, ...] = ()
     explanation: Json | None = None
+
+    @staticmethod
+    def of_item(item: Json) -> Passage:
+        """An item of a knowledge-retrieval answer; ids of other services' are empty."""
+        metadata = item["metadata"]
+        return Passage(
+            score=metadata["score"],
+            text=item["content"],
+            document=item["title"],
+            document_id=metadata["document_id"],
+            segment_id=metadata["segment_id"] or "",
+            position=metadata["segment_position"],
+            source={},
+            children=tuple(metadata["child_chunks"]),
+        )
 
     @staticmethod
     def of(record: Json) -> Passage:
@@ -467,6 +484,93 @@ class Client:
             raw=answer,
             timings_ms=answer.get("timings_ms", {}),
         )
+
+    def search_all(
+        self,
+        datasets: Sequence[str],
+        query: str,
+        *,
+        method: Method = "hybrid",
+        top_k: int = 5,
+        threshold: float | None = None,
+        vector_weight: float = 0.5,
+        conditions: Json | None = None,
+    ) -> Answer:
+        """The passages of several datasets that answer a query, best first over all of them.
+
+        `raw["errors"]` names datasets that could not be asked. Arguments as of `search`.
+        """
+        dense = {"hybrid": vector_weight, "vector": 1.0, "fulltext": 0.0}[method]
+        config: Json = {
+            "top_k": top_k,
+            "score_threshold": threshold,
+            "reranking_enable": True,
+            "reranking_mode": "weighted_score",
+            "weights": {
+                "vector_setting": {"vector_weight": dense},
+                "keyword_setting": {"keyword_weight": round(1 - dense, 9)},
+            },
+        }
+        body: Json = {
+            "query": query,
+            "dataset_ids": [d if _is_id(d) else self.dataset(d)["id"] for d in datasets],
+            "multiple_retrieval_config": config,
+        }
+        if conditions is not None:
+            body["metadata_filtering_mode"] = "manual"
+            body["metadata_filtering_conditions"] = conditions
+        answer = self._json("POST", "/v1/knowledge-retrieval", json=body)
+        passages = tuple(Passage.of_item(item) for item in answer["result"])
+        return Answer(passages, raw=answer, timings_ms=answer.get("timings_ms", {}))
+
+    def queries(
+        self,
+        dataset: str | None = None,
+        *,
+        keyword: str | None = None,
+        source: str | None = None,
+        most: int = 100,
+    ) -> list[Json]:
+        """What was asked, newest first; None: of all datasets."""
+        path = "/v1/queries" if dataset is None else f"{self._path(dataset)}/queries"
+        params = {"keyword": keyword, "source": source}
+        given = {name: value for name, value in params.items() if value is not None}
+        return list(islice(self._pages(path, given), most))
+
+    def replay_query(self, query_id: str) -> Json:
+        """Ask a query of the history again; `identical` and `differences` say what came of it."""
+        return self._json("POST", f"/v1/queries/{query_id}/replay")
+
+    # -- knowledge of other services
+
+    def external_apis(self) -> list[Json]:
+        """The services that are kept, newest first."""
+        return list(self._pages(_EXTERNAL_APIS, {}))
+
+    def add_external_api(
+        self, name: str, endpoint: str, api_key: str, *, description: str = ""
+    ) -> Json:
+        """Try out a service and keep it."""
+        settings = {"endpoint": endpoint, "api_key": api_key}
+        body = {"name": name, "description": description, "settings": settings}
+        return self._json("POST", _EXTERNAL_APIS, json=body)
+
+    def probe_external_api(self, api_id: str) -> Json:
+        """Try out a service that is kept; `status` is that of its answer."""
+        return self._json("POST", f"{_EXTERNAL_APIS}/{api_id}/probe")
+
+    def delete_external_api(self, api_id: str) -> None:
+        """Forget a service that no dataset is bound to."""
+        self._send("DELETE", f"{_EXTERNAL_APIS}/{api_id}")
+
+    def add_external_dataset(self, name: str, api_id: str, knowledge_id: str) -> Json:
+        """Create a dataset whose knowledge a service holds."""
+        body = {
+            "name": name,
+            "external_knowledge_api_id": api_id,
+            "external_knowledge_id": knowledge_id,
+        }
+        return self._json("POST", "/v1/datasets/external", json=body)
 
     # -- metadata
 

@@ -17,6 +17,8 @@ COMMANDS = (
     "documents",
     "metadata",
     "models",
+    "external",
+    "queries",
     "status",
     "doctor",
     "migrate",

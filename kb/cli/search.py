@@ -8,7 +8,7 @@ import click
 
 from kb.cli.client import connect
 from kb.cli.filters import parse_filter
-from kb.cli.options import Target, dataset_option, examples, json_option, target_options
+from kb.cli.options import CliError, Target, examples, json_option, target_options
 from kb.cli.output import console, place, print_json
 
 if TYPE_CHECKING:
@@ -27,11 +27,20 @@ _INDENT = 4
         'kb search "error E42" -d handbook --method fulltext --top-k 3',
         "kb search warranty -d handbook --filter 'year >= 2020 and not author is \"Ann\"'",
         'kb search "退货期限" -d handbook --vector-weight 0.7 --explain',
+        'kb search "Who is liable?" -d handbook -d contracts',
         'kb search "price of a mast" -d handbook --json | jq ".records[0].segment.content"',
     )
 )
 @click.argument("query")
-@dataset_option
+@click.option(
+    "--dataset",
+    "-d",
+    "datasets",
+    multiple=True,
+    required=True,
+    metavar="NAME",
+    help="Name or id of the dataset; may be repeated, to ask several at once.",
+)
 @click.option(
     "--method",
     "-m",
@@ -73,7 +82,7 @@ _INDENT = 4
 def search(
     target: Target,
     query: str,
-    dataset: str,
+    datasets: tuple[str, ...],
     method: str,
     top_k: int,
     threshold: float | None,
@@ -82,7 +91,7 @@ def search(
     explain: bool,
     as_json: bool,
 ) -> None:
-    """Find the passages of a dataset that answer QUERY, best first.
+    """Find the passages of datasets that answer QUERY, best first.
 
     A score lies between 0 and 1. Scores of one method are comparable with each other, not with
     those of another method.
@@ -94,6 +103,21 @@ def search(
     """
     conditions = parse_filter(filter_) if filter_ is not None else None
     with connect(target) as client:
+        if len(datasets) > 1:
+            if explain:
+                raise CliError("--explain speaks of one dataset; give --dataset once")
+            answer = client.search_all(
+                datasets,
+                query,
+                method=cast("Method", method),
+                top_k=top_k,
+                threshold=threshold,
+                vector_weight=0.5 if vector_weight is None else vector_weight,
+                conditions=conditions,
+            )
+            _show_all(answer, query, as_json=as_json)
+            return
+        (dataset,) = datasets
         answer = client.search(
             dataset,
             query,
@@ -107,6 +131,19 @@ def search(
         hint = None if answer else _hint(client.dataset(dataset), threshold, filter_)
     if hint is not None:
         click.echo(f"nothing found: {hint}", err=True)
+    if as_json:
+        print_json(answer.raw)
+    else:
+        print_answer(answer, query)
+
+
+def _show_all(answer: Answer, query: str, *, as_json: bool) -> None:
+    """What several datasets gave, and which of them could not be asked."""
+    for error in answer.raw["errors"]:
+        name = error["dataset_name"] or error["dataset_id"]
+        click.echo(f"dataset {name!r} was not asked: {error['message']}", err=True)
+    if not answer:
+        click.echo("nothing found: try other words, or other datasets", err=True)
     if as_json:
         print_json(answer.raw)
     else:

@@ -144,7 +144,6 @@ def test_a_chat_model_that_is_not_configured_or_away_is_said(
     assert "nothing" in refused(answer, 400, "provider_not_initialize")
     judge.next(*[status(500)] * 5)
     refused(single(client, shelf), 503, "service_unavailable")
-    judge.next()
     judge._planned.clear()
 
 
