@@ -13,6 +13,7 @@ from kb.api.bodies import JsonBody, parse
 from kb.api.deps import Access, AccessDep, query_int
 from kb.api.documents import answer_of, checked_name
 from kb.document_status import display_status
+from kb.metadata.labels import owe, settle
 from kb.models import ProcessRule, UploadFile
 from kb.process_rules import ProcessRuleIn
 from kb.schemas import (
@@ -145,7 +146,12 @@ def rename_document(
         document = access.document(session, dataset, document_id, lock=True)
         documents.rename_document(document, name)
         session.flush()
-        return answer_of(session, document, session.get(UploadFile, document.upload_file_id))
+        by_name = dataset.built_in_field_enabled
+        owed = owe(session, dataset.id, [document.id]) if by_name else None
+        answer = answer_of(session, document, session.get(UploadFile, document.upload_file_id))
+    if owed is not None:
+        settle(access.resources, owed)  # filters know the new name when the call returns
+    return answer
 
 
 @router.get(f"{_ONE}/report")

@@ -14,7 +14,7 @@ from kb.reports import note_conflicts
 from pipelines.errors import NodeError, TransientError
 from tests.kb.api import NOWHERE, keys, refused
 from tests.kb.ingesting import PARENTS, Killed, Lab, dies, fails, lines, open_lab
-from tests.kb.server import LINES, add_file
+from tests.kb.server import LINES, add_file, search
 from tests.pipelines.extract.files import page, pdf
 
 KEYS = keys(
@@ -175,12 +175,15 @@ def test_conflicts_are_added_and_the_rest_stays(lab: Lab) -> None:
     dataset = lab.dataset()
     document = lab.add(dataset, "guide", lines(2))
     lab.settle()
+    lab.embedder.before = fails(1, lambda: NodeError("no", code="refused"))
+    lab.add(dataset, "guide", lines(6))
+    lab.work()
     before = report(lab, dataset, document)
-    for text in ("one", "two"):
+    for number in ("one", "two"):
         with transaction(lab.resources.sessions) as session:
-            note_conflicts(session, document, 1, [{"text": text}])
+            note_conflicts(session, document, 2, [{"overlay_id": number}])
     after = report(lab, dataset, document)
-    assert after == before | {"conflicts": [{"text": "one"}, {"text": "two"}]}
+    assert after == before | {"conflicts": [{"overlay_id": "one"}, {"overlay_id": "two"}]}
 
 
 def test_a_document_is_renamed_at_once_and_an_upload_of_the_new_name_replaces_it(lab: Lab) -> None:
@@ -192,9 +195,27 @@ def test_a_document_is_renamed_at_once_and_an_upload_of_the_new_name_replaces_it
     assert answer.json()["document"]["name"] == "handbook"
     assert lab.document(document).indexing_status.value == "completed"
     assert lab.work() == 0, "nothing is indexed anew"
+    built_in = f"/v1/datasets/{dataset}/metadata/built-in/enable"
+    assert lab.client.post(built_in).status_code == 200
+    lab.client.post(path, json={"name": "manual"})
+    assert _found_by_name(lab, dataset, "manual"), "filters know it when the call returns"
+    lab.client.post(path, json={"name": "handbook"})
+    assert not _found_by_name(lab, dataset, "manual")
     assert lab.add(dataset, "guide", "Another one.") != document
     assert lab.add(dataset, "handbook", "The otter swims.") == document
     refused(lab.client.post(path, json={"name": " "}), 400, "invalid_param")
     refused(lab.client.post(path, json={}), 400, "invalid_param")
     long = lab.client.post(path, json={"name": "x" * 300}).json()["document"]["name"]
     assert long == "x" * 200
+
+
+def _found_by_name(lab: Lab, dataset: str, name: str) -> bool:
+    condition = {"name": "document_name", "comparison_operator": "is", "value": name}
+    return bool(
+        search(
+            lab.client,
+            dataset,
+            "badger",
+            metadata_filtering_conditions={"logical_operator": "and", "conditions": [condition]},
+        )
+    )
