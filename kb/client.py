@@ -243,6 +243,25 @@ class Client:
         """Create a dataset; `settings` are other keys of the request's body."""
         return self._json("POST", "/v1/datasets", json={"name": name, **settings})
 
+    def update_dataset(self, name: str, /, **settings: Any) -> Json:
+        """Change a dataset; `settings` are keys of the request's body.
+
+        Another embedding model or technique begins a switch, see `switch`.
+        """
+        return self._json("PATCH", self._path(name), json=settings)
+
+    def switch(self, name: str) -> Json:
+        """The dataset's switch to another model or technique that was started last."""
+        return self._json("GET", f"{self._path(name)}/switch")
+
+    def cancel_switch(self, name: str) -> Json:
+        """Cancel the dataset's running switch; the dataset stays as it is."""
+        return self._json("DELETE", f"{self._path(name)}/switch")
+
+    def switches(self, status: str = "") -> list[Json]:
+        """The switches of all datasets, newest first; `status` leaves those of one state."""
+        return list(self._pages("/v1/switches", {"status": status}))
+
     def delete_dataset(self, name: str) -> None:
         """Delete a dataset with its documents."""
         self._send("DELETE", f"/v1/datasets/{self.dataset(name)['id']}")

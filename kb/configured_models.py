@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from sqlalchemy import func, select, update
+from sqlalchemy import and_, exists, func, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -22,7 +22,15 @@ from kb.errors import (
 )
 from kb.model_options import checked_options, stored
 from kb.model_registry import ModelRecord, record_of
-from kb.models import ConfiguredModel, Dataset, IndexingTechnique, ModelKind, ModelType
+from kb.models import (
+    ConfiguredModel,
+    Dataset,
+    DatasetSwitch,
+    IndexingTechnique,
+    ModelKind,
+    ModelType,
+    SwitchStatus,
+)
 from kb.ports import Message
 from kb.resources import Resources
 from kb.secrets import hint_of
@@ -157,11 +165,18 @@ def used_by(session: Session, row: ConfiguredModel) -> list[str]:
         return []
     statement = select(Dataset).where(Dataset.workspace_id == row.workspace_id)
     if row.type is ModelType.EMBEDDING:
-        statement = statement.where(
+        answers_with_it = and_(
             Dataset.embedding_model == row.model,
             Dataset.embedding_model_provider == row.provider,
             Dataset.indexing_technique == IndexingTechnique.HIGH_QUALITY,
         )
+        moves_to_it = exists().where(
+            DatasetSwitch.dataset_id == Dataset.id,
+            DatasetSwitch.status == SwitchStatus.RUNNING,
+            DatasetSwitch.embedding_model == row.model,
+            DatasetSwitch.embedding_model_provider == row.provider,
+        )
+        statement = statement.where(or_(answers_with_it, moves_to_it))
     else:
         statement = statement.where(Dataset.retrieval_model.is_not(None))
     datasets = session.scalars(statement.order_by(Dataset.name))

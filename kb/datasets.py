@@ -34,6 +34,8 @@ from kb.models import (
 from kb.ports import Space
 from kb.resources import FULL_TEXT_SPACE, Resources, find_embedder, space_of
 from kb.schemas import DatasetCreate, DatasetUpdate, ExternalRetrievalModel, RetrievalModelIn
+from kb.spaces import find_running, spaces_of
+from kb.switches import Wanted, check_target, start_switch
 
 
 @dataclass(frozen=True)
@@ -321,8 +323,12 @@ def update_dataset(
 ) -> None:
     """Apply the keys that the request holds; a null counts only for `description`.
 
+    Another model or technique begins a switch when the dataset holds documents: it answers as
+    before until all of them are in their new space.
+
     Raises:
         InvalidParam: the name is taken, or a change that the dataset's documents forbid.
+        Conflict: a switch to another model or technique is under way.
     """
     given = body.model_fields_set
     if "description" in given:
@@ -341,7 +347,8 @@ def update_dataset(
             dataset.retrieval_model = _checked_external(body.external_retrieval_model, resources)
     elif body.retrieval_model is not None:
         set_retrieval_model(dataset, body.retrieval_model, resources)
-    if body.indexing_technique is not None or body.embedding_model is not None:
+    asked = (body.indexing_technique, body.embedding_model, body.embedding_model_provider)
+    if any(value is not None for value in asked):
         _change_technique(session, dataset, body, resources)
     dataset.updated_at, dataset.updated_by = now(), resources.owner_id
 
@@ -358,29 +365,35 @@ def _rename(session: Session, dataset: Dataset, name: str) -> None:
 def _change_technique(
     session: Session, dataset: Dataset, body: DatasetUpdate, resources: Resources
 ) -> None:
-    technique = body.indexing_technique or dataset.indexing_technique
+    technique, model = body.indexing_technique or dataset.indexing_technique, body.embedding_model
+    provider = body.embedding_model_provider
     if technique is None:
         raise InvalidParam(
-            "embedding_model is set, but the dataset has no indexing_technique; send "
+            "an embedding model is named, but the dataset has no indexing_technique; send "
             "indexing_technique 'high_quality' with it"
         )
-    before = (dataset.indexing_technique, space_of(dataset))
-    holds_documents = session.scalar(
-        select(Document.id).where(Document.dataset_id == dataset.id).limit(1)
-    )
-    set_technique(
-        dataset, technique, body.embedding_model, body.embedding_model_provider, resources
-    )
-    if holds_documents is not None and before != (technique, space_of(dataset)):
-        raise InvalidParam(
-            f"dataset {dataset.name!r} holds documents that are indexed as {str(before[0])!r}; to "
-            f"have them as {technique.value!r}, create another dataset and upload them there"
-        )
+    own = dataset.indexing_technique is technique
+    if own and not model and not provider:
+        return  # its own model, whatever the default is
+    asked = Dataset()
+    set_technique(asked, technique, model, provider, resources)
+    wanted, running = Wanted.of(asked), find_running(session, dataset.id)
+    if own and space_of(dataset) == space_of(asked):
+        dataset.embedding_model, dataset.embedding_model_provider = wanted.model, wanted.provider
+        return
+    if running is not None:
+        check_target(dataset, running, wanted)
+        return
+    holds_documents = select(Document.id).where(Document.dataset_id == dataset.id).limit(1)
+    if session.scalar(holds_documents) is None:
+        set_technique(dataset, technique, model, provider, resources)
+    else:
+        start_switch(session, dataset, wanted, resources)
 
 
 def delete_dataset(session: Session, dataset: Dataset) -> None:
     """Remove a dataset and all it holds; in force at once, the index and files follow."""
-    space = space_of(dataset)
+    spaces = spaces_of(session, dataset)
     files = (
         select(DocumentVersion.upload_file_id)
         .join(Document, Document.id == DocumentVersion.document_id)
@@ -395,14 +408,15 @@ def delete_dataset(session: Session, dataset: Dataset) -> None:
     keys = [u.blob_key for u in uploads]
     keys += [row.text_key or text_key(row.document_id, row.number) for row in versions]
     own = select(Document.id).where(Document.dataset_id == dataset.id)
-    again = may_be_written(session, own)
+    # A switch is a writer, too.
+    again = may_be_written(session, own) or len(spaces) > 1
     session.delete(dataset)
     session.flush()
     for upload in uploads:
         session.delete(upload)
     if keys:
         enqueue_delete(session, JobKind.DELETE_BLOBS, again=again, keys=keys)
-    if space is not None:
+    for space in spaces:
         enqueue_delete(
             session,
             JobKind.DELETE_DATASET,

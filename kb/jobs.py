@@ -85,11 +85,15 @@ def retry_wait_s(attempts: int) -> float:
 
 
 class ComeAgain(Exception):
-    """A job cannot be done before `at`; that is no failure of it."""
+    """A job cannot be done before `at`; that is no failure of it.
 
-    def __init__(self, at: datetime, reason: str) -> None:
+    Attributes:
+        progressed: a part of it is done, so that earlier attempts do not count any more.
+    """
+
+    def __init__(self, at: datetime | moment, reason: str, *, progressed: bool = False) -> None:
         super().__init__(reason)
-        self.at = at
+        self.at, self.progressed = at, progressed
 
 
 def claim_job(
@@ -151,7 +155,12 @@ def finish_job(sessions: Sessions, job_id: uuid.UUID) -> None:
 
 
 def postpone_job(
-    sessions: Sessions, job: Job, error: str, *, until: datetime | None = None
+    sessions: Sessions,
+    job: Job,
+    error: str,
+    *,
+    until: datetime | moment | None = None,
+    progressed: bool = False,
 ) -> None:
     """The job comes again at a time, or after `retry_wait_s`, with the reason beside it."""
     with transaction(sessions) as session:
@@ -162,7 +171,8 @@ def postpone_job(
                 lease_owner=None,
                 lease_expires_at=None,
                 error=error,
-                not_before=until or moment(retry_wait_s(job.attempts)),
+                attempts=0 if progressed else Job.attempts,
+                not_before=moment(retry_wait_s(job.attempts)) if until is None else until,
             )
         )
 

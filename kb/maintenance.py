@@ -20,6 +20,8 @@ from kb.metrics import JOBS
 from kb.models import IMPORTS_ID, ChildChunk, Dataset, Job, JobKind, Segment
 from kb.ports import Space
 from kb.resources import Resources, space_of
+from kb.spaces import find_space, holds_dataset, spaces_of
+from kb.switching import forget_copies, lacking_points, switch_dataset
 from kb.webhooks import deliver
 
 log = logging.getLogger("kb.maintenance")
@@ -59,7 +61,7 @@ def _do(resources: Resources, job: Job) -> None:
     try:
         _DO[job.kind](resources, job.payload)
     except ComeAgain as exc:
-        postpone_job(resources.sessions, job, str(exc), until=exc.at)
+        postpone_job(resources.sessions, job, str(exc), until=exc.at, progressed=exc.progressed)
         JOBS.labels(job.kind, "postponed").inc()
     except Exception as exc:  # noqa: BLE001 - a job that fails is kept, with its reason
         log.warning(
@@ -93,6 +95,7 @@ def rebuild_dataset(resources: Resources, dataset_id: uuid.UUID) -> int:
         session.execute(
             update(Dataset).where(Dataset.id == dataset_id).values(average_length=average)
         )
+        forget_copies(session, dataset_id)
     return write_points(resources, dataset_id, None)
 
 
@@ -118,10 +121,22 @@ def write_points(resources: Resources, dataset_id: uuid.UUID, ids: list[uuid.UUI
         ids=ids,
         batch=resources.settings.ingestion.batch_segments,
     )
-    return sum(
+    written = sum(
         restore(resources.index, resources.sessions, space, dataset_id, leaves, embed)
         for leaves in pages
     )
+    with transaction(resources.sessions) as session:
+        if find_space(session, dataset_id) == space:
+            return written
+        # It was switched meanwhile, so all this went to where nobody looks.
+        enqueue(
+            session,
+            JobKind.DELETE_DATASET,
+            space=space.name,
+            dim=space.dim,
+            dataset_id=str(dataset_id),
+        )
+    return write_points(resources, dataset_id, ids)
 
 
 def settle_points(resources: Resources, dataset_id: uuid.UUID, ids: list[uuid.UUID]) -> None:
@@ -131,11 +146,6 @@ def settle_points(resources: Resources, dataset_id: uuid.UUID, ids: list[uuid.UU
     of processes may do it for the same ids: whoever writes or deletes looks again afterwards, so
     the last one leaves what SQL says.
     """
-    with reading(resources.sessions) as session:
-        dataset = session.get(Dataset, dataset_id)
-        space = space_of(dataset) if dataset else None
-    if space is None:
-        return
     left = ids
     while left:
         write_points(resources, dataset_id, left)
@@ -143,8 +153,7 @@ def settle_points(resources: Resources, dataset_id: uuid.UUID, ids: list[uuid.UU
             gone = sorted(set(left) - find_leaves(session, left).keys())
         if not gone:
             return
-        resources.index.delete(space, gone, up_to_version=_ANY_VERSION)
-        resources.index.flush(space)
+        _remove_everywhere(resources, dataset_id, gone, up_to_version=_ANY_VERSION)
         with reading(resources.sessions) as session:
             left = sorted(find_leaves(session, gone))
 
@@ -182,38 +191,73 @@ def _space(payload: dict[str, Any]) -> Space:
     return Space(payload["space"], payload["dim"])
 
 
+def _spaces(resources: Resources, dataset_id: uuid.UUID | None, *named: Space) -> list[Space]:
+    """Those that are named, and those that the dataset lives in or moves to at this moment."""
+    spaces = set(named)
+    with reading(resources.sessions) as session:
+        dataset = session.get(Dataset, dataset_id) if dataset_id else None
+        if dataset is not None:
+            spaces.update(spaces_of(session, dataset))
+    for space in spaces:
+        resources.index.ensure_space(space)
+    return sorted(spaces, key=lambda space: space.name)
+
+
+def _remove_everywhere(
+    resources: Resources,
+    dataset_id: uuid.UUID | None,
+    ids: list[uuid.UUID],
+    *named: Space,
+    up_to_version: int,
+) -> None:
+    """Delete points wherever the dataset has them; a switch copies again what comes back."""
+    spaces = _spaces(resources, dataset_id, *named)
+    for space in spaces:
+        resources.index.delete(space, ids, up_to_version=up_to_version)
+        resources.index.flush(space)
+    if dataset_id is not None and len(spaces) > 1:
+        with transaction(resources.sessions) as session:
+            forget_copies(session, dataset_id, ids)
+
+
 def _delete_points(resources: Resources, payload: dict[str, Any]) -> None:
     """Remove points whose text is gone. A text that came back keeps its point: the rows say so
     now, and the version does if it comes back in between.
 
-    A payload with a `dataset_id` was written by a worker that had lost its lease: the points of
-    texts that are there are written again, as the rows have them.
+    `owner` is their dataset. A payload with a `dataset_id` was written by a worker that had lost
+    its lease: the points of texts that are there are written again, as the rows have them.
     """
-    space = _space(payload)
-    resources.index.ensure_space(space)
     ids = [uuid.UUID(i) for i in payload["ids"]]
+    owner = payload.get("owner") or payload.get("dataset_id")
     with reading(resources.sessions) as session:
         gone = unknown_ids(session, ids)
-    resources.index.delete(space, sorted(gone), up_to_version=payload["up_to_version"])
-    resources.index.flush(space)
+    _remove_everywhere(
+        resources,
+        uuid.UUID(owner) if owner else None,
+        sorted(gone),
+        _space(payload),
+        up_to_version=payload["up_to_version"],
+    )
     if "dataset_id" in payload:
         kept = [i for i in ids if i not in gone]
         write_points(resources, uuid.UUID(payload["dataset_id"]), kept)
 
 
 def _delete_document(resources: Resources, payload: dict[str, Any]) -> None:
-    space = _space(payload)
-    resources.index.ensure_space(space)
-    resources.index.delete_document(
-        space, uuid.UUID(payload["dataset_id"]), uuid.UUID(payload["document_id"])
-    )
-    resources.index.flush(space)
+    dataset_id, document_id = uuid.UUID(payload["dataset_id"]), uuid.UUID(payload["document_id"])
+    for space in _spaces(resources, dataset_id, _space(payload)):
+        resources.index.delete_document(space, dataset_id, document_id)
+        resources.index.flush(space)
 
 
 def _delete_dataset(resources: Resources, payload: dict[str, Any]) -> None:
-    space = _space(payload)
+    """Remove a dataset's points from a space in which it does not live, and moves to neither."""
+    space, dataset_id = _space(payload), uuid.UUID(payload["dataset_id"])
+    with reading(resources.sessions) as session:
+        if holds_dataset(session, space, dataset_id):
+            return
     resources.index.ensure_space(space)
-    resources.index.delete_dataset(space, uuid.UUID(payload["dataset_id"]))
+    resources.index.delete_dataset(space, dataset_id)
     resources.index.flush(space)
 
 
@@ -245,6 +289,22 @@ def _settle(resources: Resources, payload: dict[str, Any]) -> None:
     settle_points(resources, uuid.UUID(payload["dataset_id"]), ids)
 
 
+def settle_dataset(resources: Resources, payload: dict[str, Any]) -> None:
+    """Make the index say of a whole dataset what SQL says: after a switch, workers that knew its
+    old space only may have written or removed there alone.
+    """
+    dataset_id = uuid.UUID(payload["dataset_id"])
+    with reading(resources.sessions) as session:
+        space = find_space(session, dataset_id)
+    if space is None:
+        return
+    resources.index.ensure_space(space)
+    ids = lacking_points(resources, space, dataset_id)
+    if ids:
+        log.warning("dataset %s: %d points are written again", dataset_id, len(ids))
+        write_points(resources, dataset_id, ids)
+
+
 def _rebuild(resources: Resources, payload: dict[str, Any]) -> None:
     rebuild_dataset(resources, uuid.UUID(payload["dataset_id"]))
 
@@ -260,4 +320,6 @@ _DO = {
     JobKind.ABANDON_IMPORT: abandon_import,
     JobKind.SETTLE_POINTS: _settle,
     JobKind.LABEL_DOCUMENTS: label_documents,
+    JobKind.SWITCH_DATASET: switch_dataset,
+    JobKind.SETTLE_DATASET: settle_dataset,
 }

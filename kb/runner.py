@@ -20,7 +20,9 @@ from kb.sweeper import clean_up
 
 log = logging.getLogger("kb.runner")
 
-_UPKEEP = tuple(kind for kind in JobKind if kind is not JobKind.DELIVER_WEBHOOK)
+_APART = (JobKind.DELIVER_WEBHOOK, JobKind.SWITCH_DATASET)
+"""Jobs with a thread of their own: they are slow, and hold up nothing else."""
+_UPKEEP = tuple(kind for kind in JobKind if kind not in _APART)
 
 
 class Runner:
@@ -48,7 +50,8 @@ class Runner:
         for number in range(self._ingestion.workers):
             self._spawn(f"kb-ingest-{number}", partial(self._ingest_loop, _preference(number)))
         self._spawn("kb-upkeep", self._upkeep_loop)
-        self._spawn("kb-webhooks", self._webhook_loop)
+        for kind in _APART:
+            self._spawn(f"kb-{kind.value}", partial(self._job_loop, kind))
         if isinstance(self._resources.jobs, InProcessQueue):
             self._resources.jobs.listen(self.wake)
 
@@ -107,16 +110,16 @@ class Runner:
                 log.exception("upkeep failed; trying again")
             self._wait(seen)
 
-    def _webhook_loop(self) -> None:
-        """Apart from the upkeep: a receiver that is slow holds up nothing else."""
+    def _job_loop(self, kind: JobKind) -> None:
+        lower_priority(self._resources.settings.embedding.niceness)
         while not self._stop.is_set():
             with self._work:
                 seen = self._announced
             try:
-                if self._crew.run_next_job((JobKind.DELIVER_WEBHOOK,)):
+                if self._crew.run_next_job((kind,)):
                     continue
             except BaseException:
-                log.exception("webhooks could not be delivered; trying again")
+                log.exception("%s failed; trying again", kind.value)
             self._wait(seen)
 
     def _wait(self, seen: int) -> None:

@@ -243,6 +243,9 @@ class Ingestion(BaseModel):
     """Wait before the second attempt; doubles with each further one."""
     retry_max_s: float = Field(default=600.0, ge=0)
     """Longest wait between two attempts."""
+    switch_patience_s: float = Field(default=3600.0, gt=0, le=31_536_000)
+    """A switch to another embedding model or technique is given up when it made no progress for so
+    long, because the model's server or the index is away; the dataset stays as it was."""
     batch_segments: int = Field(default=128, gt=0, le=4096)
     """Segments embedded, indexed and marked as done at a time."""
     chat_at_once: int = Field(default=4, gt=0, le=256)

@@ -352,6 +352,7 @@ def _back_to_live(session: Session, dataset: Dataset, document: Document) -> Non
                 dim=space.dim,
                 ids=[str(i) for i in removed[at : at + _ROWS]],
                 up_to_version=given_up,
+                owner=str(dataset.id),
             )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from celery import Task
 
 from kb import sweeper
@@ -9,6 +11,8 @@ from kb.adapters.celery_queue import CLEAN_UP, INDEX_DOCUMENT, RUN_JOBS, SWEEP
 from kb.ports import Queue
 from kb.tracing import announced
 from workers.app import app, crew, resources
+
+_TURN_S = 5.0
 
 
 @app.task(name=INDEX_DOCUMENT, bind=True, ignore_result=True)
@@ -23,10 +27,13 @@ def index_document(task: Task, document_id: str) -> None:
 
 @app.task(name=RUN_JOBS)
 def run_jobs() -> int:
-    """Do the outbox's jobs that are due; how many there were."""
-    done = 0
+    """Do the outbox's jobs that are due, for a while; how many there were."""
+    done, ends = 0, time.monotonic() + _TURN_S
     while crew().run_next_job():
         done += 1
+        if time.monotonic() >= ends:
+            resources().jobs.run_jobs()  # after what others have announced meanwhile
+            break
     return done
 
 

@@ -38,6 +38,7 @@ from kb.api import (
     segments,
     status,
     steering,
+    switches,
     system,
     tags,
     webhooks,
@@ -55,6 +56,7 @@ log = logging.getLogger("kb.api")
 
 ROUTERS = (
     archives.router,
+    switches.router,
     tags.router,  # before the datasets', whose ids are any text
     external.router,  # its paths look like those of a dataset
     datasets.router,

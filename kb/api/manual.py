@@ -122,6 +122,8 @@ QUERIES: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
             "queuing, indexing, paused, error, available, disabled or archived",
         ),
     },
+    ("get", "/v1/switches"): _PAGE
+    | {"status": ("string", "running, completed, failed or cancelled")},
     ("get", _DOCUMENT): {"metadata": ("string", "all (when left out), only or without")},
     ("get", "/files/{file_id}"): {
         "expires": ("integer", "of the link: Unix seconds"),

@@ -16,9 +16,10 @@ from kb.doctor.report import BEYOND_REPAIR, KEPT, Finding, Kind, Report
 from kb.doctor.stuck import examine_stuck
 from kb.errors import ProviderNotInitialized
 from kb.maintenance import pending_jobs
-from kb.models import Dataset
+from kb.models import Dataset, DatasetSwitch
 from kb.ports import Space
 from kb.resources import FULL_TEXT_SPACE, Resources, space_of
+from kb.spaces import origin_of, target_of
 from pipelines.errors import TransientError
 
 __all__ = ["BEYOND_REPAIR", "KEPT", "Finding", "Kind", "Report", "examine"]
@@ -38,6 +39,8 @@ def examine(resources: Resources, *, repair: bool, deep: bool = False) -> Report
     report = Report(deep=deep, repaired=repair, pending_jobs=pending_jobs(resources))
     with reading(resources.sessions) as session:
         spaces = {space for d in session.scalars(select(Dataset)) if (space := space_of(d))}
+        for switch in session.scalars(select(DatasetSwitch)):
+            spaces |= {target_of(switch), origin_of(switch)}
         report.datasets = session.scalar(select(func.count()).select_from(Dataset)) or 0
     spaces |= {FULL_TEXT_SPACE, *_default_space(resources)}
     for space in spaces:

@@ -7,6 +7,7 @@ import uuid
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -47,16 +48,30 @@ def examine_points(resources: Resources, spaces: Sequence[Space], report: Report
     """Compare every point of these spaces with its text; with `report.repaired`, heal."""
     scans = {space: _Scan(resources, space, whole=report.deep) for space in spaces}
     suspects: dict[Space, dict[uuid.UUID, Verdict]] = {space: {} for space in spaces}
+    with reading(resources.sessions) as session:
+        moving = due_work(session)
     for texts, places, upto in pages(resources.sessions, deep=report.deep):
         _examine_rows(resources, texts, report)
         for space, scan in scans.items():
             mine = {t.id: t for t in texts if places[t.dataset_id].space == space}
-            for found in _compare(resources, space, mine, places, scan.until(upto), report):
+            arrived = partial(_arrived, space, moving, report)
+            parts = map(arrived, scan.until(upto))
+            for found in _compare(resources, space, mine, places, parts, report):
                 suspects[space].update(found)
                 if len(suspects[space]) >= _SUSPECTS:
                     _settle(resources, space, suspects[space], report)
     for space, rest in suspects.items():
         _settle(resources, space, rest, report)
+
+
+def _arrived(
+    space: Space, moving: Due, report: Report, part: list[Point | PointHead]
+) -> list[Point | PointHead]:
+    """The points without those that a switch answers for: it compares them itself."""
+    heads = [(point, point.head if isinstance(point, Point) else point) for point in part]
+    left = [point for point, head in heads if not moving.moves(space, head)]
+    report.switching += len(part) - len(left)
+    return left
 
 
 class _Scan:
@@ -241,7 +256,10 @@ def _second_look(
         verdict = judge(text, seen, places, vectors)
         if verdict is None or verdict.kind is not first[point_id].kind:
             continue
-        if verdict.head != first[point_id].head or (verdict.head and due.removes(verdict.head)):
+        head = verdict.head
+        if head != first[point_id].head:
+            continue
+        if head is not None and (due.removes(head) or due.moves(space, head)):
             continue
         if verdict.why == "terms" and text is not None and due.weighs(text.dataset_id):
             continue

@@ -56,6 +56,8 @@ class Report:
         deep: vectors, terms, texts and bytes were compared, too.
         repaired: what can be was healed.
         points: that the index holds.
+        switching: points in spaces that datasets are on their way to; counted, and judged when they
+            have arrived.
         unchecked_vectors: their texts are not in the embedding cache (deep only).
     """
 
@@ -64,6 +66,7 @@ class Report:
     datasets: int = 0
     points: int = 0
     unchecked_vectors: int = 0
+    switching: int = 0
     pending_jobs: int = 0
     findings: dict[Kind, Finding] = field(default_factory=dict)
 

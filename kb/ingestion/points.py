@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-from sqlalchemy import func, or_, select
+from sqlalchemy import exists, func, or_, select
 from sqlalchemy.orm import Session
 
 from kb.db import Sessions, reading
 from kb.metadata.facts import facts_of
 from kb.metrics import INDEX_POINTS, INDEX_SECONDS
-from kb.models import ChildChunk, Dataset, Document, Segment
+from kb.models import ChildChunk, Dataset, Document, Segment, SwitchPoint
 from kb.ports import NO_FACTS, Facts, Point, SegmentIndex, Space
 from kb.retrieval.analysis import analyse
 from kb.retrieval.bm25 import terms_of_document
@@ -184,6 +184,31 @@ def indexed_leaves(
                 break
             yield leaves
             after = leaves[-1].id
+
+
+def missing_leaves(
+    session: Session,
+    switch_id: uuid.UUID,
+    dataset_id: uuid.UUID,
+    *,
+    after: uuid.UUID | None = None,
+    limit: int,
+) -> list[Leaf]:
+    """The next acknowledged texts that a switch has not copied as they are now, ascending by id."""
+    found: list[Leaf] = []
+    for statement, key in (_segments(), _children()):
+        table = key.class_
+        copied = exists().where(
+            SwitchPoint.switch_id == switch_id,
+            SwitchPoint.point_id == key,
+            SwitchPoint.version == func.coalesce(table.staged_version, Document.version),
+            SwitchPoint.text_hash == table.text_hash,
+        )
+        wanted = statement.where(table.dataset_id == dataset_id, _acknowledged(table), ~copied)
+        if after is not None:
+            wanted = wanted.where(key > after)
+        found += _leaves(session, session.execute(wanted.order_by(key).limit(limit)).all())
+    return sorted(found, key=lambda leaf: leaf.id)[:limit]
 
 
 def _segments() -> tuple[Any, Any]:

@@ -23,7 +23,7 @@ from kb.errors import KBError, NotFound, StoreUnavailable, Unavailable
 from kb.ingestion.chat_cache import CachedChat
 from kb.ingestion.claims import Claim, LeaseLost, Paused, release
 from kb.ingestion.embedding_cache import embed_cached
-from kb.ingestion.sink import DocumentSink
+from kb.ingestion.sink import DocumentSink, SpaceChanged
 from kb.logs import log_ids
 from kb.models import (
     ChildChunk,
@@ -131,6 +131,11 @@ def _ingest(claim: Claim, resources: Resources, stopped: Callable[[], bool]) -> 
         note(outcome="completed", segments=sink.segments)
         metrics.DOCUMENTS.labels("completed").inc()
         log.info("completed: %d segments in %.3f s", sink.segments, result.seconds)
+    except SpaceChanged as exc:
+        recorder.handed_back(exc)
+        if sink is not None:
+            sink.leave_space()
+        resources.jobs.index_document(claim.document_id, claim.queue)
     except (LeaseLost, Cancelled) as exc:
         recorder.handed_back(exc)
     except Exception as exc:  # noqa: BLE001 - the one place that records any failure

@@ -47,11 +47,18 @@ from kb.models import (
 )
 from kb.ports import NO_FACTS, BlobStore, Facts, SegmentIndex, Space
 from kb.reports import of_staging
+from kb.spaces import find_space
 from pipelines.errors import Cancelled, PipelineError
 from pipelines.types import ChildChunk as ChildChunkOf
 from pipelines.types import Chunked, Vectors
 
 _ROWS = 500  # ids per job
+
+
+class SpaceChanged(Cancelled):
+    """The dataset answers from another space now; the document goes on there."""
+
+    code = "space_changed"
 
 
 class DocumentSink:
@@ -227,6 +234,7 @@ class DocumentSink:
             LeaseLost: another worker has the document; call `take_back`.
             Cancelled: the worker was told to stop.
             Paused: a person paused the document.
+            SpaceChanged: the dataset answers from another space now; call `leave_space`.
         """
         while True:
             with reading(self._sessions) as session:
@@ -266,11 +274,17 @@ class DocumentSink:
         """Mark what was written as done, unless a rebuild of the weights began meanwhile, or the
         document's metadata changed.
 
-        A rebuild writes what it finds marked; what it cannot have found is written again here.
+        A rebuild writes what it finds marked; what it cannot have found is written again here. So
+        it is with a switch to another space, at whose end nothing may be marked for the old one.
+
+        Raises:
+            SpaceChanged: such a switch has ended; call `leave_space`.
         """
         ids, average, facts = self._written
         if not ids:
             return
+        if find_space(session, self._claim.dataset_id) != self._space:
+            raise SpaceChanged(f"the dataset left the space {self._space.name!r}")
         if find_average(session, self._claim.dataset_id) != average:
             return
         if find_facts(session, self._claim.document_id) != facts:
@@ -303,6 +317,17 @@ class DocumentSink:
                 dataset_id=str(self._claim.dataset_id),
             )
         self._forget_written()
+
+    def leave_space(self) -> None:
+        """Have what was written to a space removed in which the dataset does not live any more."""
+        with transaction(self._sessions) as session:
+            enqueue(
+                session,
+                JobKind.DELETE_DATASET,
+                space=self._space.name,
+                dim=self._space.dim,
+                dataset_id=str(self._claim.dataset_id),
+            )
 
     # --- switch --------------------------------------------------------------------------
 
@@ -415,6 +440,7 @@ class DocumentSink:
                 dim=self._space.dim,
                 ids=[str(i) for i in ids[at : at + _ROWS]],
                 up_to_version=up_to_version,
+                owner=str(self._claim.dataset_id),
                 **payload,
             )
 

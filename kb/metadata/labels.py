@@ -22,7 +22,8 @@ from kb.metadata.facts import facts_of
 from kb.metadata.fields import shows_built_in
 from kb.models import Dataset, Document, Job, JobKind
 from kb.ports import Space
-from kb.resources import Resources, space_of
+from kb.resources import Resources
+from kb.spaces import spaces_of
 
 _DOCUMENTS = 1000
 """Labelled between two looks at SQL, and named in one job."""
@@ -120,13 +121,12 @@ def label_documents(
     """
     with reading(resources.sessions) as session:
         spaces = _spaces(session, dataset_id)
-    for space in spaces:
-        resources.index.ensure_space(space)
     for part in _parts(resources.sessions, dataset_id, documents):
         with reading(resources.sessions) as session:
             facts = facts_of(session, part)
         while facts:
             for space in spaces:
+                resources.index.ensure_space(space)
                 resources.index.label(space, dataset_id, facts)
             with reading(resources.sessions) as session:
                 now = facts_of(session, list(facts))
@@ -138,8 +138,7 @@ def label_documents(
 
 def _spaces(session: Session, dataset_id: uuid.UUID) -> list[Space]:
     dataset = session.get(Dataset, dataset_id)
-    space = space_of(dataset) if dataset is not None else None
-    return [space] if space is not None else []
+    return spaces_of(session, dataset) if dataset is not None else []
 
 
 def _parts(

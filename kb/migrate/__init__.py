@@ -10,10 +10,10 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
-from sqlalchemy import func, select
+from sqlalchemy import delete, func, select
 
 from kb.adapters.data_directory import DataDirectory
-from kb.db import reading
+from kb.db import reading, transaction
 from kb.doctor import examine
 from kb.errors import InvalidParam, SecretUnreadable
 from kb.ingestion.points import indexed_leaves
@@ -21,7 +21,7 @@ from kb.maintenance import write_points
 from kb.migrate.files import copy_files, differing_files
 from kb.migrate.ledger import Ledger
 from kb.migrate.tables import Sums, copy_tables, in_use, sums
-from kb.models import UNFINISHED, Dataset, Document
+from kb.models import UNFINISHED, Dataset, Document, SwitchPoint
 from kb.resources import FULL_TEXT_SPACE, Resources, space_of
 from kb.sealing import check_readable, opened, resealed
 from kb.settings import Settings
@@ -181,6 +181,9 @@ def _compare(
 
 def _write_points(resources: Resources, ledger: Ledger, progress: Progress) -> int:
     """Every point of every dataset, from the texts and the embedding cache."""
+    with transaction(resources.sessions) as session:
+        # Copies of a running switch do not travel; it makes them again, from the cache.
+        session.execute(delete(SwitchPoint))
     with reading(resources.sessions) as session:
         rows = session.scalars(select(Dataset).order_by(Dataset.id))
         datasets = {row.id: space_of(row) for row in rows}

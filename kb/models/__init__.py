@@ -1,4 +1,4 @@
-"""All tables, on one page; those of tags, members and hand edits are imported from beside it."""
+"""All tables, on one page; newer nouns stand beside it and are imported here."""
 
 from __future__ import annotations
 
@@ -37,6 +37,9 @@ from kb.models.external import ExternalBinding as ExternalBinding
 from kb.models.overlays import OverlayKind as OverlayKind
 from kb.models.overlays import OverlayState as OverlayState
 from kb.models.overlays import SegmentOverlay as SegmentOverlay
+from kb.models.switches import DatasetSwitch as DatasetSwitch
+from kb.models.switches import SwitchPoint as SwitchPoint
+from kb.models.switches import SwitchStatus as SwitchStatus
 from kb.models.tags import DatasetMember as DatasetMember
 from kb.models.tags import Tag as Tag
 from kb.models.tags import TagBinding as TagBinding
@@ -115,6 +118,8 @@ class JobKind(StrEnum):
     REBUILD_DATASET = "rebuild_dataset"
     DELIVER_WEBHOOK = "deliver_webhook"
     ABANDON_IMPORT = "abandon_import"
+    SWITCH_DATASET = "switch_dataset"
+    SETTLE_DATASET = "settle_dataset"
     LABEL_DOCUMENTS = "label_documents"
     SETTLE_POINTS = "settle_points"
 

@@ -200,6 +200,7 @@ def _write_jobs(edit: Edit) -> list[uuid.UUID]:
             dim=space.dim,
             ids=[str(i) for i in edit.removed[at : at + _ROWS]],
             up_to_version=edit.newest,
+            owner=str(edit.dataset.id),
         )
     return [
         enqueue_own(
