@@ -70,6 +70,7 @@ FURTHER: dict[Route, Codes] = {
     ("post", "/v1/datasets/external"): {404: ("not_found",), 409: ("dataset_name_duplicate",)},
     ("delete", "/v1/datasets/external-knowledge-api/{api_id}"): {409: ("conflict",)},
     ("post", "/v1/datasets/external-knowledge-api/{api_id}/probe"): {400: ("invalid_param",)},
+    ("get", "/v1/workspaces/current/models/model-types/{model_type}"): {400: ("invalid_param",)},
     ("get", "/health/ready"): {503: ("service_unavailable",)},
     ("get", "/files/{file_id}"): {403: ("forbidden",), 404: ("not_found",)},
     **{
