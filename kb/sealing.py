@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import ColumnElement, Table, and_, select
 
@@ -57,10 +57,21 @@ def check_readable(sessions: Sessions, keyring: Keyring) -> int:
         SecretUnreadable: one of them cannot be opened.
     """
     count = 0
-    for _, _, _, stored in _stored(sessions):
-        keyring.open(stored)
+    for secret in _stored(sessions):
+        keyring.open(secret.text)
         count += 1
     return count
+
+
+def unreadable(sessions: Sessions, keyring: Keyring) -> list[str]:
+    """Where the secrets stand that cannot be opened, and why not."""
+    found = []
+    for secret in _stored(sessions):
+        try:
+            keyring.open(secret.text)
+        except SecretUnreadable as exc:
+            found.append(f"{secret.place} ({exc.message})")
+    return found
 
 
 def resealed(old: Keyring, new: Keyring) -> Callable[[Table, Row], Row]:
@@ -83,24 +94,35 @@ def opened(keyring: Keyring) -> Callable[[Table, Row], Row]:
     return open_row
 
 
+class _Secret(NamedTuple):
+    """A stored secret: its table, a condition for its row, its column, what is stored."""
+
+    table: Table
+    of_row: ColumnElement[bool]
+    column: str
+    text: str
+    place: str
+
+
 def _change(sessions: Sessions, make: Callable[[str], str]) -> int:
     changed = 0
-    for table, key, name, stored in list(_stored(sessions)):
+    for secret in list(_stored(sessions)):
         try:
-            wanted = make(stored)
+            wanted = make(secret.text)
         except SecretUnreadable as exc:
-            log.error("%s.%s: %s", table.name, name, exc.message)
+            log.error("%s: %s", secret.place, exc.message)
             continue
-        if wanted != stored:
-            same = and_(key, table.c[name] == stored)  # unless somebody changed it meanwhile
+        if wanted != secret.text:
+            column = secret.table.c[secret.column]
+            same = and_(secret.of_row, column == secret.text)  # unless it was changed meanwhile
             with transaction(sessions) as session:
-                session.execute(table.update().where(same).values({name: wanted}))
+                session.execute(secret.table.update().where(same).values({secret.column: wanted}))
             changed += 1
     return changed
 
 
-def _stored(sessions: Sessions) -> Iterator[tuple[Table, ColumnElement[bool], str, str]]:
-    """Every secret: its table, a condition for its row, its column and what is stored."""
+def _stored(sessions: Sessions) -> Iterator[_Secret]:
+    """Every secret there is."""
     for table in Base.metadata.sorted_tables:
         for name in sealed_columns(table):
             keys = list(table.primary_key.columns)
@@ -110,4 +132,5 @@ def _stored(sessions: Sessions) -> Iterator[tuple[Table, ColumnElement[bool], st
                 ).all()
             for row in rows:
                 of_row = [column == value for column, value in zip(keys, row[:-1], strict=True)]
-                yield table, and_(*of_row), name, row[-1]
+                place = f"{table.name}.{name} of {', '.join(map(str, row[:-1]))}"
+                yield _Secret(table, and_(*of_row), name, row[-1], place)

@@ -21,8 +21,10 @@ _MEANINGS = {
     "lost_files": "lost files of documents",
     "damaged_files": "files with other bytes than were uploaded",
     "orphan_files": "files that nothing stands for",
+    "unreadable_secrets": "secrets sealed with another key",
 }
-_BEYOND_REPAIR = ("lost_files", "damaged_files")
+_BAD_FILES = ("lost_files", "damaged_files")
+_BEYOND_REPAIR = (*_BAD_FILES, "unreadable_secrets")
 _SHOWN = 3
 
 
@@ -87,7 +89,7 @@ def _print(report: dict[str, Any]) -> None:
             for kind, found in report["findings"].items()
         ],
     )
-    if any(kind in report["findings"] for kind in _BEYOND_REPAIR):
+    if any(kind in report["findings"] for kind in _BAD_FILES):
         click.echo(
             "a lost or damaged file cannot be repaired: ingest the document again, bring the file "
             "back from a backup, or delete the document"

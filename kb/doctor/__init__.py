@@ -19,6 +19,7 @@ from kb.maintenance import pending_jobs
 from kb.models import Dataset, DatasetSwitch
 from kb.ports import Space
 from kb.resources import FULL_TEXT_SPACE, Resources, space_of
+from kb.sealing import unreadable
 from kb.spaces import origin_of, target_of
 from pipelines.errors import TransientError
 
@@ -49,6 +50,8 @@ def examine(resources: Resources, *, repair: bool, deep: bool = False) -> Report
     examine_counters(resources, report)
     examine_points(resources, sorted(spaces, key=lambda space: space.name), report)
     examine_files(resources, report)
+    for place in unreadable(resources.sessions, resources.keyring):
+        report.add(Kind.UNREADABLE_SECRETS, place)
     return report
 
 

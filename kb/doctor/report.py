@@ -34,10 +34,12 @@ class Kind(StrEnum):
     """A document whose uploaded file has other bytes than were received."""
     ORPHAN_FILES = "orphan_files"
     """A file that nothing in SQL stands for."""
+    UNREADABLE_SECRETS = "unreadable_secrets"
+    """An API key or signing key that was sealed with a key that this process lacks."""
 
 
-BEYOND_REPAIR = (Kind.LOST_FILES, Kind.DAMAGED_FILES)
-"""Only a person who has the file can help."""
+BEYOND_REPAIR = (Kind.LOST_FILES, Kind.DAMAGED_FILES, Kind.UNREADABLE_SECRETS)
+"""Only a person who has the file, or the key, can help."""
 
 
 @dataclass

@@ -13,6 +13,7 @@ from pydantic import SecretStr
 from sqlalchemy import select, update
 
 from kb.db import open_database, reading, transaction
+from kb.doctor import Kind, examine
 from kb.errors import InvalidParam, SecretUnreadable
 from kb.migrate import migrate
 from kb.migrations import downgrade, upgrade
@@ -122,6 +123,8 @@ def test_with_a_wrong_key_all_else_works_and_what_cannot_is_said(
     ):
         assert "none of the keys of KB_SECRET_KEY" in caplog.text
         assert lab.client.get("/v1/webhooks").json()["data"][0]["secret_hint"] is None
+        (found,) = examine(lab.resources, repair=True).first(Kind.UNREADABLE_SECRETS)
+        assert found.startswith(f"webhooks.secret of {made['id']} (a stored secret cannot be read")
         lab.settle()
         assert receiver.messages == []
         (delivery,) = deliveries(lab.client, made["id"])
