@@ -160,7 +160,7 @@ def delete_model(session: Session, row: ConfiguredModel, resources: Resources) -
 
 
 def used_by(session: Session, row: ConfiguredModel) -> list[str]:
-    """Names of the datasets that need the model, ascending."""
+    """Names of the datasets that need the model, or are on their way to it, ascending."""
     if row.type is ModelType.CHAT:
         return []
     statement = select(Dataset).where(Dataset.workspace_id == row.workspace_id)

@@ -32,6 +32,7 @@ from tests.kb.api import (
     refused,
     resources_of,
 )
+from tests.kb.ingesting import open_lab
 from tests.kb.server import LINES, search
 
 MODELS = "/v1/models"
@@ -459,3 +460,25 @@ def test_an_archive_comes_back_to_the_model_that_made_its_vectors(
     records = search(client, copy["id"], "bears", search_method="semantic_search")
     assert records[0]["segment"]["content"] == "brown bears"
     assert len(client.get(f"{MODELS}/{made['id']}").json()["used_by"]) == 2
+
+
+def test_a_model_that_a_dataset_is_on_its_way_to_is_in_use(
+    tmp_path: Path, provider: Provider
+) -> None:
+    with open_lab(tmp_path) as lab:
+        made = add(lab.client, body(provider))
+        dataset = lab.dataset()
+        lab.add(dataset, "d", "grey owls")
+        lab.settle()
+        path = f"{MODELS}/{made['id']}"
+        wanted = {"embedding_model": MODEL, "embedding_model_provider": made["provider"]}
+        changed = lab.client.patch(f"/v1/datasets/{dataset}", json=wanted)
+        assert changed.status_code == 200, changed.text
+        assert changed.json()["embedding_model"] != MODEL, "it answers from the old space"
+        assert lab.client.get(path).json()["used_by"] == ["books"]
+        refused(lab.client.delete(path), 409, "model_in_use")
+        unknown = {"embedding_model": "none", "embedding_model_provider": made["provider"]}
+        answer = lab.client.patch(f"/v1/datasets/{dataset}", json=unknown)
+        assert f"configured: 'all-MiniLM-L6-v2' of provider 'local', {MODEL!r} of" in refused(
+            answer, 400, "invalid_param"
+        )
