@@ -405,6 +405,54 @@ class Client:
         path = f"{path}/documents/{self._document_id(path, name)}/report"
         return self._json("GET", path, params={"version": version} if version else {})
 
+    # -- segments
+
+    def _segments(self, dataset: str, document: str) -> str:
+        path = self._path(dataset)
+        return f"{path}/documents/{self._document_id(path, document)}/segments"
+
+    def segments(self, dataset: str, document: str, keyword: str = "") -> list[Json]:
+        """Every segment of a document in order; `keyword` is a part of the content."""
+        return list(self._pages(self._segments(dataset, document), {"keyword": keyword}))
+
+    def segment(self, dataset: str, document: str, segment_id: str) -> Json:
+        """One segment."""
+        answer = self._json("GET", f"{self._segments(dataset, document)}/{segment_id}")
+        return dict(answer["data"])
+
+    def add_segments(self, dataset: str, document: str, segments: list[Json]) -> list[Json]:
+        """Append segments (`content`, `answer`, `keywords`), all or none; found at once."""
+        path = self._segments(dataset, document)
+        body = {"segments": segments}
+        return list(self._json("POST", path, json=body, timeout=_LONG_S)["data"])
+
+    def update_segment(self, dataset: str, document: str, segment_id: str, **change: Any) -> Json:
+        """Change a segment: `content`, `answer`, `keywords`, `enabled`, ...; found so at once."""
+        path = f"{self._segments(dataset, document)}/{segment_id}"
+        return dict(self._json("POST", path, json={"segment": change})["data"])
+
+    def delete_segment(self, dataset: str, document: str, segment_id: str) -> None:
+        """Delete a segment with its child chunks."""
+        self._send("DELETE", f"{self._segments(dataset, document)}/{segment_id}")
+
+    def import_segments(self, dataset: str, document: str, file: str | Path) -> Json:
+        """Append the rows of a CSV, TSV, XLSX or XLS file; ask `segment_import` about large ones.
+
+        Raises:
+            OSError: this process cannot read it.
+        """
+        path = Path(file)
+        return self._json(
+            "POST",
+            f"{self._segments(dataset, document)}/import",
+            files={"file": (path.name, path.read_bytes())},
+            timeout=_LONG_S,
+        )
+
+    def segment_import(self, dataset: str, document: str, import_id: str) -> Json:
+        """How far an import of segments has got."""
+        return self._json("GET", f"{self._segments(dataset, document)}/import/{import_id}")
+
     def upload(
         self, dataset: str, name: str, data: bytes, settings: Json | None = None
     ) -> tuple[Json, str]:

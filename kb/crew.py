@@ -17,6 +17,7 @@ from kb.maintenance import run_next_job
 from kb.models import JobKind
 from kb.ports import Queue
 from kb.resources import Resources
+from kb.segments import importing as _importing  # noqa: F401 - a job of its own
 
 log = logging.getLogger("kb.crew")
 

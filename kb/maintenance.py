@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from functools import partial
 from typing import Any
 
@@ -75,6 +75,11 @@ def _do(resources: Resources, job: Job) -> None:
     else:
         finish_job(resources.sessions, job.id)
         JOBS.labels(job.kind, "done").inc()
+
+
+def does(kind: JobKind, work: Callable[[Resources, dict[str, Any]], None]) -> None:
+    """Have jobs of a kind done by a module above this one."""
+    _DO[kind] = work
 
 
 def pending_jobs(resources: Resources) -> int:
@@ -309,7 +314,7 @@ def _rebuild(resources: Resources, payload: dict[str, Any]) -> None:
     rebuild_dataset(resources, uuid.UUID(payload["dataset_id"]))
 
 
-_DO = {
+_DO: dict[JobKind, Callable[[Resources, dict[str, Any]], None]] = {
     JobKind.DELETE_POINTS: _delete_points,
     JobKind.DELETE_DOCUMENT: _delete_document,
     JobKind.DELETE_DATASET: _delete_dataset,

@@ -404,6 +404,12 @@ class Limits(BaseModel):
     """Passages of one document that a chat model may be asked to write questions about."""
     segments: int = Field(default=0, ge=0)
     """Segments that one call may add; 0: any number."""
+    segment_import_bytes: int = Field(default=15_000_000, gt=0)
+    """Of a file whose rows become segments."""
+    segment_import_rows: int = Field(default=10_000, gt=0)
+    """Rows of such a file."""
+    segment_import_at_once: int = Field(default=100, ge=0)
+    """A file of so many rows is imported within its call; a larger one by a worker."""
     models: int = Field(default=100, gt=0)
     """Models of a workspace that were added through the API."""
     archive_bytes: int = Field(default=20_000_000_000, gt=0)

@@ -89,6 +89,7 @@ FORMS: dict[tuple[str, str], type[BaseModel] | None] = {
     ("post", f"{_DATASET}/document/create-by-file"): DocumentSettings,
     ("patch", _DOCUMENT): DocumentUpdate,
     ("post", "/v1/datasets/pipeline/file-upload"): None,
+    ("post", f"{_DOCUMENT}/segments/import"): None,
 }
 """Multipart bodies: a part `file`, and these settings in `data`, if any."""
 
@@ -170,6 +171,7 @@ PATHS = {
     "segment_id": "Id of the segment.",
     "child_chunk_id": "Id of the child chunk.",
     "overlay_id": "Id of the hand edit.",
+    "import_id": "Id of the import of segments.",
     "metadata_id": "Id of the metadata field.",
     "batch": "The `batch` of an upload's answer.",
     "api_id": "Id of the external knowledge service.",

@@ -13,6 +13,8 @@ Codes = dict[int, tuple[str, ...]]
 
 _DATASET = "/v1/datasets/{dataset_id}"
 _DOCUMENT = f"{_DATASET}/documents/{{document_id}}"
+_SEGMENTS = f"{_DOCUMENT}/segments"
+_SEGMENT = f"{_SEGMENTS}/{{segment_id}}"
 _STEERED = ("pause", "resume", "retry", "cancel", "rechunk")
 
 KEYED: Codes = {
@@ -58,6 +60,19 @@ FURTHER: dict[Route, Codes] = {
     ("get", _DOCUMENT): {400: ("invalid_metadata",)},
     ("delete", _DOCUMENT): {400: ("document_indexing",), 403: ("archived_document_immutable",)},
     ("patch", f"{_DATASET}/documents/status/{{action}}"): {400: ("invalid_action",)},
+    ("post", _SEGMENTS): {400: ("provider_not_initialize",)},
+    ("post", f"{_SEGMENTS}/import"): {400: ("provider_not_initialize",)},
+    ("post", _SEGMENT): {400: ("provider_not_initialize",)},
+    ("delete", _SEGMENT): {400: ("invalid_param",)},
+    ("post", f"{_SEGMENT}/child_chunks"): {400: ("provider_not_initialize",)},
+    **{
+        (method, f"{_SEGMENT}/child_chunks/{{child_chunk_id}}"): {
+            400: ("invalid_param", "provider_not_initialize")
+        }
+        for method in ("patch", "delete")
+    },
+    ("post", f"{_DOCUMENT}/overlays/{{overlay_id}}/apply"): {400: ("provider_not_initialize",)},
+    ("delete", f"{_DOCUMENT}/overlays/{{overlay_id}}"): {400: ("invalid_param",)},
     ("post", f"{_DATASET}/metadata/built-in/{{action}}"): {400: ("invalid_param",)},
     ("post", f"{_DATASET}/retrieve"): {400: ("provider_not_initialize",)},
     ("post", "/v1/knowledge-retrieval"): {400: ("provider_not_initialize",)},

@@ -16,6 +16,7 @@ COMMANDS = (
     "datasets",
     "documents",
     "metadata",
+    "segments",
     "models",
     "external",
     "queries",

@@ -34,6 +34,8 @@ from kb.models.columns import (
 from kb.models.external import EXTERNAL as EXTERNAL
 from kb.models.external import ExternalApi as ExternalApi
 from kb.models.external import ExternalBinding as ExternalBinding
+from kb.models.imports import ImportState as ImportState
+from kb.models.imports import SegmentImport as SegmentImport
 from kb.models.overlays import OverlayKind as OverlayKind
 from kb.models.overlays import OverlayState as OverlayState
 from kb.models.overlays import SegmentOverlay as SegmentOverlay
@@ -122,6 +124,7 @@ class JobKind(StrEnum):
     SETTLE_DATASET = "settle_dataset"
     LABEL_DOCUMENTS = "label_documents"
     SETTLE_POINTS = "settle_points"
+    IMPORT_SEGMENTS = "import_segments"
 
 
 class WebhookEvent(StrEnum):

@@ -12,6 +12,7 @@ from kb.segments.editing import (
     delete_child,
     delete_segment,
 )
+from kb.segments.importing import get_import, import_segments
 from kb.segments.listing import (
     children_of,
     get_child,
@@ -37,7 +38,9 @@ __all__ = [
     "delete_segment",
     "dismiss_overlay",
     "get_child",
+    "get_import",
     "get_segment",
+    "import_segments",
     "list_children",
     "list_overlays",
     "list_segments",

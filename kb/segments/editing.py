@@ -6,11 +6,12 @@ import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
-from sqlalchemy import delete, func, select
+from sqlalchemy import delete, func, insert, select
 from sqlalchemy.orm import Session
 
-from kb.db import moment, now
+from kb.db import now
 from kb.errors import InvalidParam, NotFound, Unavailable
 from kb.ingestion.staging import counted
 from kb.models import (
@@ -21,15 +22,16 @@ from kb.models import (
     OverlayKind,
     ProcessRule,
     Segment,
+    SegmentOverlay,
     SegmentStatus,
 )
 from kb.process_rules import AUTOMATIC_RULES, children_of
 from kb.segments.listing import get_child, get_segment
 from kb.segments.overlays import (
+    added_overlay,
     forget,
     is_added,
     note,
-    note_added,
     note_change,
     note_child,
     note_deletion,
@@ -42,6 +44,8 @@ Split = Callable[[str], list[str]]
 """The child chunks of a parent's text; empty in a document without any."""
 
 AUTOMATIC, CUSTOMIZED = "automatic", "customized"
+_BATCH = 256
+"""Texts that are embedded, and rows that are inserted, at a time."""
 
 
 @dataclass(frozen=True)
@@ -76,9 +80,21 @@ class SegmentChange:
 # -- segments
 
 
-def add_segments(place: Place, items: Sequence[NewSegment]) -> list[uuid.UUID]:
+def add_segments(
+    place: Place,
+    items: Sequence[NewSegment],
+    *,
+    also: Callable[[Edit], None] | None = None,
+    progress: Callable[[int], None] | None = None,
+    keep: bool = False,
+) -> list[uuid.UUID]:
     """Append segments to a completed document; all of them or none. Their ids, in order.
 
+    Args:
+        also: what belongs into the same transaction.
+        progress: told how many of them are embedded.
+        keep: should the index fail right after they were stored, leave them to the job that
+            writes their points; otherwise they are taken back.
     Raises:
         NotFound: the document is not completed, or is disabled.
         InvalidParam: an answer is missing in a document of questions and answers.
@@ -91,51 +107,90 @@ def add_segments(place: Place, items: Sequence[NewSegment]) -> list[uuid.UUID]:
             _check_answers(items)
         split = _splitter(session, document, place)
     children = [split(item.content) for item in items]
-    indexed = [
-        text for item, own in zip(items, children, strict=True) for text in own or [item.content]
-    ]
-    tokens = place.prepare(indexed, [item.content for item in items])
-    added: list[uuid.UUID] = []
+    tokens: dict[str, int] = {}
+    for at in range(0, len(items), _BATCH):
+        part = items[at : at + _BATCH]
+        of_part = zip(part, children[at : at + _BATCH], strict=True)
+        texts = [text for item, own in of_part for text in own or [item.content]]
+        tokens |= place.prepare(texts, [item.content for item in part])
+        if progress is not None:
+            progress(at + len(part))
+    added = _New(items, children)
+
+    def work(edit: Edit) -> None:
+        added.insert(edit)
+        if also is not None:
+            also(edit)
+
     try:
-        place.change(tokens, partial(_add, items, children, added))
+        place.change(tokens, work)
     except Unavailable:
-        _take_back(place, added)
+        if not keep:
+            _take_back(place, added.ids)
         raise
-    return added
+    return added.ids
 
 
-def _add(
-    items: Sequence[NewSegment],
-    children: Sequence[list[str]],
-    added: list[uuid.UUID],
-    edit: Edit,
-) -> None:
-    check_open(edit.document)
-    added.clear()
-    last = edit.session.scalar(
-        select(func.max(Segment.position)).where(
-            Segment.document_id == edit.document.id, Segment.live
+class _New:
+    """Segments that are to be added, with all that can be told before the transaction."""
+
+    def __init__(self, items: Sequence[NewSegment], children: Sequence[list[str]]) -> None:
+        self.ids = [uuid.uuid4() for _ in items]
+        self._items, self._children = items, children
+        self._counted = [counted(item.content) for item in items]
+        self._of_children = [[counted(text) for text in texts] for texts in children]
+
+    def insert(self, edit: Edit) -> None:
+        """Some statements for all of them, however many they are."""
+        check_open(edit.document)
+        last = edit.session.scalar(
+            select(func.max(Segment.position)).where(
+                Segment.document_id == edit.document.id, Segment.live
+            )
         )
-    )
-    for position, (item, texts) in enumerate(zip(items, children, strict=True), (last or 0) + 1):
-        row = Segment(
-            id=uuid.uuid4(),
-            position=position,
-            has_children=bool(texts),
-            status=SegmentStatus.COMPLETED,
-            keywords=list(item.keywords) or None,
-            indexing_at=moment(),
-            start_offset=0,
-            end_offset=0,
-            **_common(edit),
-        )
-        _set_text(edit, row, item.content, item.answer)
-        edit.session.add(row)
-        edit.session.flush()
-        added.append(row.id)
-        edit.unsettled.append(row.id)
-        _add_children(edit, row, texts, AUTOMATIC)
-        note_added(edit, row)
+        segments: list[dict[str, Any]] = []
+        children: list[dict[str, Any]] = []
+        for at, (segment_id, item) in enumerate(zip(self.ids, self._items, strict=True)):
+            answer = item.answer if edit.document.doc_form is DocForm.QA else None
+            row = _common(edit) | self._counted[at]
+            row["word_count"] += len(answer or "")
+            segments.append(
+                row
+                | {
+                    "id": segment_id,
+                    "position": (last or 0) + 1 + at,
+                    "content": item.content,
+                    "answer": answer,
+                    "tokens": edit.tokens.get(item.content, 0),
+                    "keywords": list(item.keywords) or None,
+                    "has_children": bool(self._children[at]),
+                    "status": SegmentStatus.COMPLETED,
+                    "indexing_at": row["indexed_at"],
+                }
+            )
+            edit.unsettled.append(segment_id)
+            of_parent = zip(self._children[at], self._of_children[at], strict=True)
+            for position, (text, known) in enumerate(of_parent, start=1):
+                child_id = uuid.uuid4()
+                children.append(
+                    _common(edit)
+                    | known
+                    | {
+                        "id": child_id,
+                        "segment_id": segment_id,
+                        "position": position,
+                        "content": text,
+                        "type": AUTOMATIC,
+                    }
+                )
+                edit.unsettled.append(child_id)
+        for table, rows in (
+            (Segment, segments),
+            (ChildChunk, children),
+            (SegmentOverlay, [added_overlay(edit, i) for i in self.ids]),
+        ):
+            for start in range(0, len(rows), _BATCH):
+                edit.session.execute(insert(table), rows[start : start + _BATCH])
 
 
 def _take_back(place: Place, added: Sequence[uuid.UUID]) -> None:
@@ -147,8 +202,7 @@ def _take_back(place: Place, added: Sequence[uuid.UUID]) -> None:
             if row is not None:
                 _remove_segment(edit, row)
 
-    if added:
-        place.change({}, remove)
+    place.change({}, remove)
 
 
 def change_segment(place: Place, segment_id: uuid.UUID, asked: SegmentChange) -> None:
@@ -399,12 +453,14 @@ def _splitter(session: Session, document: Document, place: Place) -> Split:
     return split
 
 
-def _common(edit: Edit) -> dict[str, object]:
+def _common(edit: Edit) -> dict[str, Any]:
     return {
         "dataset_id": edit.dataset.id,
         "document_id": edit.document.id,
         "live": True,
-        "indexed_at": moment(),
+        "indexed_at": now(),
+        "start_offset": 0,
+        "end_offset": 0,
         "created_by": edit.actor,
     }
 
@@ -435,8 +491,6 @@ def _add_children(edit: Edit, parent: Segment, texts: Sequence[str], made: str) 
             position=position,
             content=text,
             type=made,
-            start_offset=0,
-            end_offset=0,
             # It stays with its parent when a version in preparation goes live.
             staged_version=parent.staged_version,
             **_common(edit),

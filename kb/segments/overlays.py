@@ -138,19 +138,17 @@ def note(
     edit.session.flush()
 
 
-def note_added(edit: Edit, row: Segment) -> None:
-    """The segment was added by hand."""
-    edit.session.add(
-        SegmentOverlay(
-            dataset_id=edit.dataset.id,
-            document_id=edit.document.id,
-            kind=OverlayKind.ADDED,
-            target_id=row.id,
-            segment_id=row.id,
-            matched_version=edit.document.version,
-            created_by=edit.actor,
-        )
-    )
+def added_overlay(edit: Edit, segment_id: uuid.UUID) -> dict[str, Any]:
+    """The row that says that a segment was added by hand."""
+    return {
+        "dataset_id": edit.dataset.id,
+        "document_id": edit.document.id,
+        "kind": OverlayKind.ADDED,
+        "target_id": segment_id,
+        "segment_id": segment_id,
+        "matched_version": edit.document.version,
+        "created_by": edit.actor,
+    }
 
 
 def forget(edit: Edit, kind: OverlayKind, target_id: uuid.UUID) -> bool:

@@ -133,8 +133,8 @@ class Place:
     ) -> None:
         resources = self.resources
         try:
-            if ids:
-                settle_points(resources, dataset_id, ids)
+            for at in range(0, len(ids), _ROWS):
+                settle_points(resources, dataset_id, ids[at : at + _ROWS])
         except (Unavailable, TransientError) as exc:
             for job_id in job_ids:
                 release_job(resources.sessions, job_id)

@@ -91,6 +91,19 @@ created_by  uuid  Who made it.
 created_at  time  When it was made.
 updated_at  time  When it was changed last.
 """,
+    "SegmentImport": """
+id  uuid  Of the import.
+document_id  uuid  Whose segments the rows become.
+name  text  Of the file.
+state  waiting|completed|error  Whether the rows are segments; in error, none of them is.
+rows  integer  Rows of the file that become segments.
+embedded  integer  Rows that are embedded.
+added  integer  Segments that were added: all rows, or none.
+warnings  [text]  What a reader should know, such as a column that was left out.
+error  text?  Why nothing was added.
+created_at  time  When it came.
+finished_at  time?  When it was completed, or given up.
+""",
     "OverlayPage": PAGE + "data  [Overlay]  The page's hand edits, oldest first.\n",
 }
 """Name -> its keys, as `kb.api.answers.notation` reads them."""
@@ -105,6 +118,8 @@ ANSWERS: dict[str, str] = {
     "get C/segments/{segment_id}/child_chunks": "ChildChunkPage",
     "patch C/segments/{segment_id}/child_chunks/{child_chunk_id}": "OneChildChunk",
     "delete C/segments/{segment_id}/child_chunks/{child_chunk_id}": "",
+    "post C/segments/import": "SegmentImport",
+    "get C/segments/import/{import_id}": "SegmentImport",
     "get C/overlays": "OverlayPage",
     "post C/overlays/{overlay_id}/apply": "AppliedOverlay",
     "delete C/overlays/{overlay_id}": "",
