@@ -72,14 +72,16 @@ def _covered(spans: Iterable[tuple[int, int]]) -> int:
     return total
 
 
-def amend(session: Session, document_id: uuid.UUID, version: int, **parts: Any) -> None:
-    """Set parts of a version's report, in the session's transaction; the others stay."""
+def _noted(session: Session, document_id: uuid.UUID, version: int) -> Json:
     mine = (DocumentVersion.document_id == document_id, DocumentVersion.number == version)
-    known = session.scalar(select(DocumentVersion.report).where(*mine))
+    return session.scalar(select(DocumentVersion.report).where(*mine)) or {}
+
+
+def _note(session: Session, document_id: uuid.UUID, version: int, report: Json) -> None:
     session.execute(
         update(DocumentVersion)
-        .where(*mine)
-        .values(report={**(known or {}), **parts})
+        .where(DocumentVersion.document_id == document_id, DocumentVersion.number == version)
+        .values(report=report)
         .execution_options(synchronize_session=False)
     )
 
@@ -88,31 +90,24 @@ def note_conflicts(
     session: Session, document_id: uuid.UUID, version: int, conflicts: Sequence[Json]
 ) -> None:
     """Add hand edits that a version could not take over to its report."""
-    known = session.scalar(
-        select(DocumentVersion.report).where(
-            DocumentVersion.document_id == document_id, DocumentVersion.number == version
-        )
-    )
-    amend(
-        session,
-        document_id,
-        version,
-        conflicts=[*((known or {}).get("conflicts") or []), *conflicts],
-    )
+    noted = _noted(session, document_id, version)
+    known = noted.get("conflicts") or []
+    _note(session, document_id, version, noted | {"conflicts": [*known, *conflicts]})
 
 
 def note_stages(
-    session: Session, document_id: uuid.UUID, version: int, nodes: Sequence[Json]
+    session: Session, document_id: uuid.UUID, version: int, nodes: Sequence[Json], *, only: bool
 ) -> None:
     """Keep how long the steps of a version took in all, runs that failed included.
 
     Args:
         nodes: {"node", "kind", "seconds"} of the run that succeeds with this transaction.
+        only: there was no other run.
     """
-    mine = (DocumentVersion.document_id == document_id, DocumentVersion.number == version)
-    noted = session.scalar(select(DocumentVersion.report).where(*mine)) or {}
-    ended = [run.nodes or [] for run in _runs(session, document_id, version)]
-    amend(session, document_id, version, stages=_stages(noted, [*ended, nodes]))
+    noted = _noted(session, document_id, version)
+    runs = () if only else _runs(session, document_id, version)
+    stages = _stages(noted, [*(run.nodes or [] for run in runs), nodes])
+    _note(session, document_id, version, noted | {"stages": stages})
 
 
 def _sum(parts: Iterable[Sequence[Json]]) -> list[Json]:

@@ -209,11 +209,15 @@ def _matching(
         .order_by(Document.dataset_id, Document.position, Document.id)
     )
     with reading(resources.sessions) as session:
-        rows = [(row[0], row[1]) for row in session.execute(statement)]
-    if asked.document_ids is None:
-        return rows
-    wanted = set(asked.document_ids)
-    return [row for row in rows if row[1] in wanted]
+        if asked.document_ids is None:
+            return [(row[0], row[1]) for row in session.execute(statement)]
+        ids = sorted(set(asked.document_ids))
+        rows = [
+            (row[0], row[1])
+            for at in range(0, len(ids), _ROWS)
+            for row in session.execute(statement.where(Document.id.in_(ids[at : at + _ROWS])))
+        ]
+    return sorted(rows, key=lambda row: row[0])
 
 
 def _parts(

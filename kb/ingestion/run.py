@@ -350,7 +350,8 @@ class _Recorder:
     def succeeded(self, sink: DocumentSink, session: Session) -> None:
         """The version is live with this transaction."""
         nodes = self._nodes()
-        note_stages(session, self._claim.document_id, self._claim.version, nodes)
+        only = self._claim.attempt == 1 and not self._claim.staged
+        note_stages(session, self._claim.document_id, self._claim.version, nodes, only=only)
         self._end_run(session, "succeeded", segments=sink.segments)
         self._announce(session, WebhookEvent.COMPLETED)
 
