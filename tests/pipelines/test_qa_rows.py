@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from pipelines.errors import ExtractionError, NodeError
 from pipelines.node import RunContext
-from pipelines.nodes.chunk import QARows
+from pipelines.nodes.chunk import QARows, QAText
 from pipelines.nodes.extract.rows import ExtractTable
-from pipelines.types import Blob, Chunked, Origin, Read, Table
+from pipelines.types import Blob, Chunked, Origin, ParsedDocument, Read, Table
 from tests.pipelines.extract.files import row, xlsx
 
 FAQ = "question,answer\nWhat is it?,A thing.\nWhere is it?,Here.\n"
@@ -70,8 +72,13 @@ def test_each_row_is_a_pair_wherever_its_columns_stand(
 
 def test_a_column_s_name_goes_before_its_position() -> None:
     data = "1,0\nWhat?,This.\nWhere?,Here.\n"
-    found = pairs(data, question_column="0", answer_column="1")
+    found = pairs(data, question_column="0", answer_column="1", header="yes")
     assert found == [("This.", "What?"), ("Here.", "Where?")]
+
+
+def test_a_number_in_the_first_row_is_no_name_unless_that_row_is_a_header() -> None:
+    data = "1,What is it?,A thing.\n2,Where is it?,Here.\n"
+    assert pairs(data, question_column="1", answer_column="2") == TWO
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "gb18030"])
@@ -176,3 +183,20 @@ def test_a_table_without_a_value_is_no_text() -> None:
     with pytest.raises(ExtractionError) as caught:
         table(",,\n,,\n")
     assert caught.value.code == "no_text"
+
+
+def test_the_text_of_a_table_gives_its_pairs_again() -> None:
+    chunked = cut(FAQ)
+    again = QAText(source="marked").run(ParsedDocument(chunked.source_text), RunContext())
+    assert [(c.text, c.answer, c.start, c.end) for c in again.chunks] == [
+        (c.text, c.answer, c.start, c.end) for c in chunked.chunks
+    ]
+
+
+def test_the_example_gives_a_pair_per_row_and_no_warning() -> None:
+    path = Path(__file__).parents[2] / "examples" / "tarnfell-qa" / "support-questions.csv"
+    chunked = cut(path.read_bytes(), path.name)
+    assert len(chunked.chunks) == 8
+    assert chunked.warnings == ()
+    assert chunked.chunks[6].text == "雨量计多久清洗一次？"
+    assert (chunked.chunks[0].answer or "").count("\n") == 3

@@ -38,8 +38,9 @@ class QARows(Node[Table, Chunked]):
 
     Attributes:
         question_column, answer_column: the column's name in the header, or else its position,
-            from 0. Empty: the column with a usual name, such as `question` or `答案`, if the
-            header has both; else the first and the second one.
+            from 0; a number is a name only if `header` is `yes` or the header has usual names.
+            Empty: the column with a usual name, such as `question` or `答案`, if the header has
+            both; else the first and the second one.
         header: `yes`: the first of the first 10 rows with two values or more is the header, `no`:
             there is none, `auto`: that row is the header if it has usual names, or names that were
             asked for, or is far shorter than the rows below it.
@@ -98,12 +99,13 @@ class QARows(Node[Table, Chunked]):
 
     def _columns(self, header: Sequence[str], width: int) -> tuple[int, int]:
         question, answer = _usual(header, _QUESTION), _usual(header, _ANSWER)
+        certain = self.header == "yes" or (question is not None and answer is not None)
         if question is None or answer is None:
             question, answer = 0, 1
         if self.question_column.strip():
-            question = _position(self.question_column, header, width)
+            question = _position(self.question_column, header, width, certain=certain)
         if self.answer_column.strip():
-            answer = _position(self.answer_column, header, width)
+            answer = _position(self.answer_column, header, width, certain=certain)
         if question == answer:
             raise _NoSuchColumn(
                 f"question and answer would both be column {question}; set question_column and "
@@ -118,7 +120,7 @@ class QARows(Node[Table, Chunked]):
     def _is_named(self, header: Sequence[str]) -> bool:
         """Whether the row has the names that were asked for, or usual ones."""
         asked = [name.strip() for name in (self.question_column, self.answer_column)]
-        if any(name and _find(name, header) is not None for name in asked):
+        if any(_find(name, header) is not None for name in asked if name and not _number(name)):
             return True
         return all(_usual(header, names) is not None for names in (_QUESTION, _ANSWER))
 
@@ -186,12 +188,18 @@ def _find(asked: str, header: Sequence[str]) -> int | None:
     return None
 
 
-def _position(asked: str, header: Sequence[str], width: int) -> int:
-    named = _find(asked, header)
+def _number(asked: str) -> str:
+    """The digits of a position; empty: it is a name."""
+    digits = asked.strip().removesuffix(".0")
+    return digits if digits.isascii() and digits.isdecimal() else ""
+
+
+def _position(asked: str, header: Sequence[str], width: int, *, certain: bool) -> int:
+    digits = _number(asked)
+    named = _find(asked, header) if certain or not digits else None
     if named is not None:
         return named
-    digits = asked.strip().removesuffix(".0")
-    if digits.isascii() and digits.isdecimal() and int(digits) < width:
+    if digits and int(digits) < width:
         return int(digits)
     shown = ", ".join(repr(name[:40]) for name in header[:_SHOWN] if name) or "none with a name"
     raise _NoSuchColumn(

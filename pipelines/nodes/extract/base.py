@@ -15,7 +15,7 @@ MB = 1_000_000
 
 # No store takes NUL or a lone surrogate; the rest is invisible noise of damaged files and fonts.
 _UNWANTED = re.compile("[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f\ud800-\udfff\ufeff\ufffe\uffff]")
-_ROW_BREAKS = re.compile(r"\s*[\r\n\x0b\x0c\x85\u2028\u2029]+\s*")
+_ROW_BREAKS = re.compile("[\r\n\x0b\x0c\x85\u2028\u2029]+")
 
 
 class ExtractOptions(BaseModel):
@@ -100,7 +100,8 @@ def clean(text: str) -> str:
 
 def one_line(text: str) -> str:
     """Every line break, with the blanks around it, becomes one space; stripped."""
-    return _ROW_BREAKS.sub(" ", text).strip()
+    lines = (line.strip() for line in _ROW_BREAKS.split(text))
+    return " ".join(line for line in lines if line)
 
 
 def places(noun: str, values: Sequence[int], limit: int = 20) -> str:
