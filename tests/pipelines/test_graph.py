@@ -516,6 +516,8 @@ ROLES = {
     "general_economy": ["extract", "clean", "chunk", "index"],
     "parent_child": ["extract", "clean", "chunk", "embed", "index"],
     "parent_child_full_doc": ["extract", "chunk", "embed", "index"],
+    "qa": ["extract", "chunk", "embed", "index"],
+    "qa_text": ["extract", "clean", "chunk", "embed", "index"],
 }
 
 
