@@ -45,7 +45,7 @@ from kb.wiring import open_resources
 SHARES = (0.0001, 0.001, 0.01, 0.1, 0.5, 1.0)
 """Of the documents that a filter leaves."""
 _WORDS = 40
-_VARIETY = 2000  # different texts; documents repeat them
+_VARIETY = 20_000  # different texts; documents repeat them, each with a vector of its own
 _BATCH = 2000
 _SINGLE = 200
 
@@ -81,7 +81,7 @@ def _fill(resources: Resources, documents: int, segments: int) -> tuple[str, lis
     """A dataset of made texts; its id and those of its documents."""
     embedder, draw = resources.default_embedder, random.Random(0)
     texts = [sentence(draw, _WORDS) for _ in range(_VARIETY)]
-    vectors = np.random.default_rng(0).normal(size=(_VARIETY, embedder.dim)).astype(np.float32)
+    rng = np.random.default_rng(0)
     terms = [terms_of_document(analyse(text), average_length=float(_WORDS)) for text in texts]
     with transaction(resources.sessions) as session:
         dataset = Dataset(
@@ -124,6 +124,7 @@ def _fill(resources: Resources, documents: int, segments: int) -> tuple[str, lis
     for batch in _segments(resources, dataset.id, ids, segments, texts):
         with transaction(resources.sessions) as session:
             session.execute(insert(Segment), batch)
+        vectors = rng.normal(size=(len(batch), embedder.dim)).astype(np.float32)
         resources.index.upsert(
             space,
             [
@@ -134,10 +135,10 @@ def _fill(resources: Resources, documents: int, segments: int) -> tuple[str, lis
                     segment_id=row["id"],
                     version=1,
                     text_hash=row["text_hash"],
-                    dense=vectors[place[row["content"]]],
+                    dense=vectors[at],
                     terms=terms[place[row["content"]]],
                 )
-                for row in batch
+                for at, row in enumerate(batch)
             ],
         )
     while resources.index.optimize(budget_s=60.0):

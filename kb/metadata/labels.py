@@ -123,17 +123,27 @@ def label_documents(
         spaces = _spaces(session, dataset_id)
     for part in _parts(resources.sessions, dataset_id, documents):
         with reading(resources.sessions) as session:
-            facts = facts_of(session, part)
+            stamp, facts = _stamp(session, dataset_id), facts_of(session, part)
         while facts:
             for space in spaces:
                 resources.index.ensure_space(space)
                 resources.index.label(space, dataset_id, facts)
             with reading(resources.sessions) as session:
-                now = facts_of(session, list(facts))
                 spaces = _spaces(session, dataset_id)
-            facts = {id: given for id, given in now.items() if given != facts[id]}
+                if stamp is not None and stamp == _stamp(session, dataset_id):
+                    break
+                now = facts_of(session, list(facts))
+            facts, stamp = {id: new for id, new in now.items() if new != facts[id]}, None
     for space in spaces:
         resources.index.flush(space)
+
+
+def _stamp(session: Session, dataset_id: uuid.UUID) -> int | None:
+    """As long as it stays, so do all facts of the dataset; None: built-in fields are among them."""
+    dataset = session.get(Dataset, dataset_id)
+    if dataset is None or dataset.built_in_field_enabled:
+        return None
+    return dataset.metadata_revision
 
 
 def _spaces(session: Session, dataset_id: uuid.UUID) -> list[Space]:

@@ -84,16 +84,21 @@ class Test:
             return _text_matches(self.operator, str(value), str(operand))
         return _number_matches(self.operator, value, operand)
 
-    def where(self, texts: Texts) -> Where | bool:
-        """The same as a filter of the index."""
+    def where(self, texts: Texts, *, exactly: bool = False) -> Where | bool:
+        """The same as a filter of the index.
+
+        Args:
+            exactly: it is negated, so nothing more may be left by it. Else a number is asked for
+                alone, although its slot may still hold that of a field that was deleted: SQL drops
+                such hits, and one condition takes half the time of two.
+        """
         present = Tagged((self.field.key,))
         if not self.operator.takes_value:
             return present if self.operator is Operator.NOT_EMPTY else Except(present)
         found = self._numbers() if self.field.slot is not None else self._texts(texts)
         if self.operator in _NEGATED:
             return every([present, negated(found)])
-        # A slot may still hold the number of a field that was deleted.
-        return every([present, found]) if self.field.slot is not None else found
+        return every([present, found]) if self.field.slot is not None and exactly else found
 
     def _numbers(self) -> Where | bool:
         slot = self.field.slot
@@ -149,9 +154,10 @@ class Both:
         """Of a document with these values."""
         return (all if self.every else any)(part.holds(values) for part in self.parts)
 
-    def where(self, texts: Texts) -> Where | bool:
+    def where(self, texts: Texts, *, exactly: bool = False) -> Where | bool:
         """The same as a filter of the index."""
-        return (every if self.every else some)([part.where(texts) for part in self.parts])
+        parts = [part.where(texts, exactly=exactly) for part in self.parts]
+        return every(parts) if self.every else some(parts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,9 +170,9 @@ class Reverse:
         """Of a document with these values."""
         return not self.part.holds(values)
 
-    def where(self, texts: Texts) -> Where | bool:
+    def where(self, texts: Texts, *, exactly: bool = False) -> Where | bool:
         """The same as a filter of the index."""
-        return negated(self.part.where(texts))
+        return negated(self.part.where(texts, exactly=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +185,7 @@ class Constant:
         """Whatever the values are."""
         return self.true
 
-    def where(self, texts: Texts) -> Where | bool:
+    def where(self, texts: Texts, *, exactly: bool = False) -> Where | bool:
         """The same as a filter of the index."""
         return self.true
 
