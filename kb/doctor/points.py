@@ -71,6 +71,7 @@ def _arrived(
     heads = [(point, point.head if isinstance(point, Point) else point) for point in part]
     left = [point for point, head in heads if not moving.moves(space, head)]
     report.switching += len(part) - len(left)
+    report.points += len(part) - len(left)
     return left
 
 

@@ -461,6 +461,29 @@ def test_back_to_where_it_was_waits_until_the_old_points_are_gone(sqlite_lab: Sw
     assert lab.healthy()
 
 
+def test_the_doctor_counts_what_is_on_its_way_and_finds_nothing_wrong(lab: SwitchLab) -> None:
+    dataset = lab.dataset()
+    lab.add(dataset, "a", lines(6, "red"))
+    lab.settle()
+    lab.change(dataset, **TO_OTHER)
+    seen: list[tuple[int, int]] = []
+
+    def look(_points: object) -> None:
+        report = examine(lab.resources, repair=True, deep=True)
+        assert report.healthy(), report.shape()
+        seen.append((report.switching, report.points))
+
+    lab.index.after_upsert = look
+    lab.jobs()
+    lab.index.after_upsert = lambda points: None
+    assert seen == [(4, 10), (6, 12)]
+    assert lab.count(OTHERS, dataset) == 6, "it did not take them for points that nobody needs"
+    lab.resources.index.delete(OTHERS, [next(iter(lab.points(dataset)))], up_to_version=9)
+    lab.later()
+    assert lab.healthy(), "a dataset is compared once more after its switch"
+    assert lab.counts(dataset) == {"full-text": 0, "words-16": 0, "other-24": 6}
+
+
 # --- failures ------------------------------------------------------------------------------------
 
 
