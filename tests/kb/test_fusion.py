@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import inf, nan
+from math import inf, log, nan, sqrt
 from uuid import UUID, uuid4
 
 import pytest
@@ -107,3 +107,14 @@ def test_a_single_leg_counts_alone(dense: dict[UUID, float]) -> None:
 def test_nothing_fuses_to_nothing() -> None:
     assert fuse({}, {}, Weights(1, 1), best_text=0.0) == {}
     assert fuse({uuid4(): -1.0}, {}, Weights(1, 1), best_text=0.0).popitem()[1] == 0.0
+
+
+def test_the_contract_s_worked_example_of_a_weighted_sum_comes_out_to_four_decimals() -> None:
+    """Its keyword part is a cosine of term sets; ours is the share of the best BM25 score. What
+    becomes of the two parts is the same."""
+    alpha, gamma = log(3 / 2) + 1, log(3 / 3) + 1
+    keyword = alpha * alpha / (alpha * sqrt(alpha**2 + gamma**2))
+    assert round(keyword, 4) == 0.8148
+    weights = Weights(0.7, 0.3)
+    assert round(weights.mean(0.6, keyword), 4) == 0.6644
+    assert round(weights.mean(0.5, 0.0), 4) == 0.35
