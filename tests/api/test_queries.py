@@ -193,6 +193,28 @@ def test_a_replay_after_a_document_was_deleted_says_so(client: TestClient, anima
     assert [(d["reason"], d["now"]) for d in again["differences"]] == [("deleted", None)]
 
 
+def test_a_replay_that_gives_another_score_in_the_same_place_is_not_identical(
+    client: TestClient, animals: str
+) -> None:
+    ask(client, animals, "walrus", top_k=2)
+    (row,) = history(client, animals)
+    first, second = row["hits"]
+    for off, identical in ((1e-4, False), (1e-8, True)):
+        kept = [
+            [first["segment_id"], first["score"], 1],
+            [second["segment_id"], second["score"] - off, 2],
+        ]
+        with transaction(resources_of(client).sessions) as session:
+            session.execute(
+                update(DatasetQuery).values(hits=kept).where(DatasetQuery.id == _id(row["id"]))
+            )
+        again = replay(client, row["id"])
+        assert again["identical"] is identical
+        assert [(d["segment_id"], d["reason"]) for d in again["differences"]] == (
+            [] if identical else [(second["segment_id"], "others")]
+        )
+
+
 def test_what_was_asked_before_settings_were_kept_cannot_be_replayed(
     client: TestClient, animals: str
 ) -> None:
