@@ -33,6 +33,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default="both",
         help="run tests that touch SQL on this database (default: both)",
     )
+    parser.addoption(
+        "--seeds",
+        type=int,
+        default=2,
+        help="how many random sequences of calls are tried (default: 2)",
+    )
 
 
 @pytest.fixture(scope="session")
