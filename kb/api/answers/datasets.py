@@ -43,6 +43,24 @@ is_multimodal  flag  Always false.
 """
 
 OBJECTS: dict[str, str] = {
+    "Switch": """
+id  uuid  Of the switch.
+dataset_id  uuid  Of the dataset.
+status  text  How it stands.
+from  object  indexing_technique, embedding_model and embedding_model_provider before.
+to  object  The same after.
+done  integer  Texts that were taken over.
+total  integer  Texts in all.
+error  text?  Why it failed.
+error_code  text?  The same for programs.
+failures  integer  Attempts that failed.
+retry_at  time?  When it is tried again.
+created_by  uuid  Who asked for it.
+created_at  time  When.
+progress_at  time?  When it moved last.
+finished_at  time?  When it ended.
+""",
+    "SwitchPage": PAGE + "data  [Switch]  The page's switches, newest first.\n",
     "RetrievalModel": """
 search_method  semantic_search|full_text_search|hybrid_search|keyword_search  How to search.
 reranking_enable  flag  Whether hits are reordered.
@@ -116,6 +134,9 @@ type  string|number|time  Of its values.
 """Name -> its keys, as `kb.api.answers.notation` reads them."""
 
 ANSWERS: dict[str, str] = {
+    "get /v1/switches": "SwitchPage",
+    "get D/switch": "Switch",
+    "delete D/switch": "Switch",
     "post /v1/datasets": "Dataset",
     "get /v1/datasets": "DatasetPage",
     "get D": "Dataset",
