@@ -346,12 +346,27 @@ def _state(overlay: SegmentOverlay, version: int, texts: _Texts) -> OverlayState
     elif overlay.target_id in part:
         overlay.matched_version = version
         return OverlayState.ACTIVE
-    content = (overlay.patch or {}).get("content")
-    if content is not None:
-        done = content in part.values()
+    patch = overlay.patch or {}
+    if overlay.kind is OverlayKind.EDITED:
+        done = "children" not in patch and _as_edited(patch, texts.rows)
+    elif "content" in patch:
+        done = patch["content"] in part.values()
     else:
         done = not still_there(overlay.original or "", part.values())
     return OverlayState.DORMANT if done else OverlayState.CONFLICT
+
+
+def _as_edited(patch: Mapping[str, Any], rows: Iterable[_Said]) -> bool:
+    """Whether a segment says by itself all that the edit says."""
+    wanted = _Said(patch["content"], patch.get("answer"), patch.get("keywords") or [])
+    return any(row == wanted for row in rows)
+
+
+@dataclass(frozen=True)
+class _Said:
+    content: str
+    answer: str | None
+    keywords: list[Any]
 
 
 @dataclass
@@ -364,6 +379,15 @@ class _Texts:
     @cached_property
     def segments(self) -> dict[uuid.UUID, str]:
         return self._read(Segment)
+
+    @cached_property
+    def rows(self) -> list[_Said]:
+        found = self.session.execute(
+            select(Segment.content, Segment.answer, Segment.keywords).where(
+                Segment.document_id == self.document_id, Segment.live
+            )
+        )
+        return [_Said(content, answer, keywords or []) for content, answer, keywords in found]
 
     @cached_property
     def children(self) -> dict[uuid.UUID, str]:
