@@ -46,9 +46,17 @@ _MAKES_VECTORS = ("path", "dimensions", "send_dimensions", "document_prefix")
 _NAMED = 3
 
 
-def get_model(session: Session, workspace_id: uuid.UUID, model_id: uuid.UUID) -> ConfiguredModel:
-    """Raises: NotFound: it is not in this workspace."""
-    found = session.get(ConfiguredModel, model_id)
+def get_model(
+    session: Session, workspace_id: uuid.UUID, model_id: uuid.UUID, *, lock: bool = False
+) -> ConfiguredModel:
+    """The model.
+
+    Args:
+        lock: wait for transactions that make something need it, and let no other begin.
+    Raises:
+        NotFound: it is not in this workspace.
+    """
+    found = session.get(ConfiguredModel, model_id, with_for_update=lock or None)
     if found is None or found.workspace_id != workspace_id:
         raise NotFound("model", model_id)
     return found

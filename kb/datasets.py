@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Collection, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ from kb.errors import DatasetNameDuplicate, InvalidParam, NotFound, ProviderNotI
 from kb.external.apis import bind
 from kb.external.schemas import ExternalDatasetCreate
 from kb.jobs import enqueue_delete, may_be_written
+from kb.model_registry import hold_model
 from kb.models import (
     EXTERNAL,
     Dataset,
@@ -63,7 +65,7 @@ def add_dataset(session: Session, body: DatasetCreate, resources: Resources) -> 
         description=body.description,
         provider=body.provider,
         permission=body.permission or "only_me",
-        retrieval_model=_checked(body.retrieval_model, resources),
+        retrieval_model=_checked(session, body.retrieval_model, resources),
         summary_index_setting=(
             body.summary_index_setting.model_dump() if body.summary_index_setting else None
         ),
@@ -72,6 +74,7 @@ def add_dataset(session: Session, body: DatasetCreate, resources: Resources) -> 
     )
     if body.indexing_technique is not None:
         set_technique(
+            session,
             dataset,
             body.indexing_technique,
             body.embedding_model,
@@ -131,16 +134,20 @@ def _checked_external(
     return model.model_dump(mode="json")
 
 
-def set_retrieval_model(dataset: Dataset, model: RetrievalModelIn, resources: Resources) -> None:
+def set_retrieval_model(
+    session: Session, dataset: Dataset, model: RetrievalModelIn, resources: Resources
+) -> None:
     """Keep how the dataset is searched when a query does not say.
 
     Raises:
         InvalidParam: top_k is beyond the limit, or the rerank model is not configured.
     """
-    dataset.retrieval_model = _checked(model, resources)
+    dataset.retrieval_model = _checked(session, model, resources)
 
 
-def _checked(model: RetrievalModelIn | None, resources: Resources) -> dict[str, Any] | None:
+def _checked(
+    session: Session, model: RetrievalModelIn | None, resources: Resources
+) -> dict[str, Any] | None:
     if model is None:
         return None
     most = resources.settings.limits.top_k
@@ -152,7 +159,8 @@ def _checked(model: RetrievalModelIn | None, resources: Resources) -> dict[str, 
     provider = named.reranking_provider_name if named else None
     if named and named.reranking_model_name and (provider or model.reranks_by_model):
         try:
-            resources.models.choose(ModelType.RERANK, provider, named.reranking_model_name)
+            name = named.reranking_model_name
+            hold_model(session, resources.models.choose(ModelType.RERANK, provider, name))
         except ProviderNotInitialized as exc:
             raise InvalidParam(
                 f"retrieval_model: {exc.message}. Or set reranking_mode to 'weighted_score', and "
@@ -161,7 +169,20 @@ def _checked(model: RetrievalModelIn | None, resources: Resources) -> dict[str, 
     return model.stored()
 
 
+def meet_model(provider: str | None, model: str | None, resources: Resources) -> None:
+    """Have an embedding model's server say how long its vectors are, if it must be asked.
+
+    Called before a transaction that will need it begins, so that no writer waits for that server.
+
+    Raises:
+        TransientError: it does not answer.
+    """
+    with suppress(ProviderNotInitialized):  # said by whoever needs the model
+        _ = find_embedder(resources, provider, model).space
+
+
 def set_technique(
+    session: Session,
     dataset: Dataset,
     technique: IndexingTechnique,
     model: str | None,
@@ -185,6 +206,7 @@ def set_technique(
         return
     try:
         found = find_embedder(resources, provider, model)
+        hold_model(session, found.record)
     except ProviderNotInitialized as exc:
         raise InvalidParam(exc.message) from exc
     dataset.embedding_model, dataset.embedding_model_provider = found.model, found.provider
@@ -346,7 +368,7 @@ def update_dataset(
         if body.external_retrieval_model is not None:
             dataset.retrieval_model = _checked_external(body.external_retrieval_model, resources)
     elif body.retrieval_model is not None:
-        set_retrieval_model(dataset, body.retrieval_model, resources)
+        set_retrieval_model(session, dataset, body.retrieval_model, resources)
     asked = (body.indexing_technique, body.embedding_model, body.embedding_model_provider)
     if any(value is not None for value in asked):
         _change_technique(session, dataset, body, resources)
@@ -376,7 +398,7 @@ def _change_technique(
     if own and not model and not provider:
         return  # its own model, whatever the default is
     asked = Dataset()
-    set_technique(asked, technique, model, provider, resources)
+    set_technique(session, asked, technique, model, provider, resources)
     wanted, running = Wanted.of(asked), find_running(session, dataset.id)
     if own and space_of(dataset) == space_of(asked):
         dataset.embedding_model, dataset.embedding_model_provider = wanted.model, wanted.provider
@@ -386,7 +408,7 @@ def _change_technique(
         return
     holds_documents = select(Document.id).where(Document.dataset_id == dataset.id).limit(1)
     if session.scalar(holds_documents) is None:
-        set_technique(dataset, technique, model, provider, resources)
+        set_technique(session, dataset, technique, model, provider, resources)
     else:
         start_switch(session, dataset, wanted, resources)
 

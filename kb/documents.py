@@ -167,7 +167,7 @@ def add_document(
         InvalidParam: a setting that the dataset does not allow; the message says which.
         NotFound: `original_document_id` is not in this dataset.
     """
-    _initialise(dataset, body, resources)
+    _initialise(session, dataset, body, resources)
     rule = _rule(session, dataset, body.process_rule, resources)
     _store(session, upload)
     document = _replaced(session, dataset, name, body)
@@ -263,7 +263,9 @@ def _ingest(session: Session, dataset: Dataset, document: Document, rule: Proces
     return document
 
 
-def _initialise(dataset: Dataset, body: DocumentSettings, resources: Resources) -> None:
+def _initialise(
+    session: Session, dataset: Dataset, body: DocumentSettings, resources: Resources
+) -> None:
     if dataset.indexing_technique is None:
         if body.indexing_technique is None:
             raise InvalidParam(
@@ -271,6 +273,7 @@ def _initialise(dataset: Dataset, body: DocumentSettings, resources: Resources) 
                 "first document must say 'high_quality' or 'economy'"
             )
         set_technique(
+            session,
             dataset,
             body.indexing_technique,
             body.embedding_model,
@@ -287,7 +290,7 @@ def _initialise(dataset: Dataset, body: DocumentSettings, resources: Resources) 
     dataset.doc_form = form
     dataset.data_source_type = dataset.data_source_type or "upload_file"
     if dataset.retrieval_model is None and body.retrieval_model is not None:
-        set_retrieval_model(dataset, body.retrieval_model, resources)
+        set_retrieval_model(session, dataset, body.retrieval_model, resources)
 
 
 def _check_form(dataset: Dataset, form: DocForm | None) -> None:

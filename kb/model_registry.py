@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from sqlalchemy import select
+from sqlalchemy.orm import Session
 
 from kb.db import Sessions, reading
 from kb.errors import KBError, ProviderNotInitialized, SecretUnreadable
@@ -330,6 +331,22 @@ class ModelRegistry:
         self._process = os.getpid()
         self._lock, self._reading = threading.Lock(), threading.Lock()
         self._adapters, self._retired, self._of_space = {}, [], {}
+
+
+def hold_model(session: Session, record: ModelRecord) -> None:
+    """Let nobody remove the model before the transaction ends, which makes something need it.
+
+    Raises:
+        ProviderNotInitialized: it was removed a moment ago.
+    """
+    if record.id is None:
+        return
+    row = select(ConfiguredModel.id).where(ConfiguredModel.id == record.id)
+    if session.scalar(row.with_for_update(read=True, key_share=True)) is None:
+        raise ProviderNotInitialized(
+            f"{_WHAT[record.type]} {record.model!r} of provider {record.provider!r} was removed a "
+            "moment ago; GET /v1/models lists those that there are"
+        )
 
 
 def record_of(row: ConfiguredModel) -> ModelRecord:

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from kb.db import Sessions
-from kb.model_registry import ModelRegistry
+from kb.model_registry import ModelRecord, ModelRegistry
 from kb.models import Dataset, IndexingTechnique, ModelType
 from kb.ports import BlobStore, ExternalKnowledge, JobQueue, SegmentIndex, Space, WebhookSender
 from kb.secrets import Keyring
@@ -63,6 +63,7 @@ class NamedEmbedder:
     provider: str
     model: str
     embedder: Embedder
+    record: ModelRecord
 
     @property
     def space(self) -> Space:
@@ -78,5 +79,5 @@ def find_embedder(resources: Resources, provider: str | None, model: str | None)
     """
     record = resources.models.choose(ModelType.EMBEDDING, provider, model)
     if record.id is None:
-        return NamedEmbedder(*resources.default_embedder_name, resources.default_embedder)
-    return NamedEmbedder(*record.name, resources.models.embedder_of(record))
+        return NamedEmbedder(*resources.default_embedder_name, resources.default_embedder, record)
+    return NamedEmbedder(*record.name, resources.models.embedder_of(record), record)

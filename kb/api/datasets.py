@@ -13,6 +13,7 @@ from kb.api.bodies import LenientJsonBody, parse_or_422
 from kb.api.deps import Access, AccessDep, PageDep, find_id, query_flag, query_text
 from kb.api.facts import facts_of
 from kb.db import after_commit
+from kb.models import IndexingTechnique
 from kb.schemas import DatasetCreate, DatasetUpdate
 
 router = APIRouter(prefix="/v1/datasets", tags=["datasets"])
@@ -25,6 +26,9 @@ def create_dataset(body: LenientJsonBody, access: AccessDep) -> dict[str, Any]:
     """
     access.caller.needs_whole_workspace("creating a dataset")
     asked = parse_or_422(DatasetCreate, body)
+    names = (asked.embedding_model_provider, asked.embedding_model)
+    if asked.indexing_technique is IndexingTechnique.HIGH_QUALITY:
+        datasets.meet_model(*names, access.resources)
     with access.writing() as session:
         row = datasets.add_dataset(session, asked, access.resources)
         facts = facts_of(session, [row])[row.id]
@@ -93,6 +97,9 @@ def get_dataset(dataset_id: str, access: AccessDep) -> dict[str, Any]:
 def update_dataset(dataset_id: str, body: LenientJsonBody, access: AccessDep) -> dict[str, Any]:
     """Change a dataset; only the keys that are sent are applied."""
     asked = parse_or_422(DatasetUpdate, body)
+    names = (asked.embedding_model_provider, asked.embedding_model)
+    if any(names):
+        datasets.meet_model(*names, access.resources)
     with access.writing() as session:
         row = access.dataset(session, dataset_id, lock=True)
         datasets.update_dataset(session, row, asked, access.resources)

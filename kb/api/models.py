@@ -119,7 +119,7 @@ def update_model(model_id: str, body: JsonBody, access: AccessDep) -> Json:
     asked = parse(ModelUpdate, body)
     _refuse_settings(model_id, "changed")
     with access.writing() as session:
-        row = _row(session, model_id, access)
+        row = _row(session, model_id, access, lock=True)
         models.update_model(
             session,
             row,
@@ -137,7 +137,8 @@ def delete_model(model_id: str, access: AccessDep) -> Response:
     access.caller.needs_whole_workspace("removing a model")
     _refuse_settings(model_id, "removed")
     with access.writing() as session:
-        models.delete_model(session, _row(session, model_id, access), access.resources)
+        row = _row(session, model_id, access, lock=True)
+        models.delete_model(session, row, access.resources)
     return Response(status_code=204)
 
 
@@ -234,9 +235,11 @@ def _type(text: str, name: str) -> ModelType:
         raise InvalidParam(f"{name} is {text[:100]!r}; choose from {known}") from exc
 
 
-def _row(session: Session, model_id: str, access: AccessDep) -> ConfiguredModel:
+def _row(
+    session: Session, model_id: str, access: AccessDep, *, lock: bool = False
+) -> ConfiguredModel:
     key = path_id("model", model_id)
-    return models.get_model(session, access.caller.workspace_id, key)
+    return models.get_model(session, access.caller.workspace_id, key, lock=lock)
 
 
 def _refuse_settings(model_id: str, what: str) -> None:

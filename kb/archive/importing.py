@@ -240,7 +240,7 @@ class _Building:
             )
             if record.technique is not None:
                 provider, model = _same_model(checked, resources)
-                set_technique(dataset, record.technique, model, provider, resources)
+                set_technique(session, dataset, record.technique, model, provider, resources)
             session.add(dataset)
             session.flush()
             set_members(session, dataset, record.members)

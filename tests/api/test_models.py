@@ -6,6 +6,8 @@ import re
 import time
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import wait as wait_for
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,11 @@ import pytest
 from sqlalchemy import select
 from starlette.testclient import TestClient
 
+from kb.configured_models import delete_model, get_model
+from kb.datasets import add_dataset as add_row
 from kb.db import reading, transaction
 from kb.models import ApiKey, ConfiguredModel
+from kb.schemas import DatasetCreate
 from kb.secrets import is_sealed
 from kb.settings import Limits
 from tests import embedding_provider as bad
@@ -482,3 +487,31 @@ def test_a_model_that_a_dataset_is_on_its_way_to_is_in_use(
         assert f"configured: 'all-MiniLM-L6-v2' of provider 'local', {MODEL!r} of" in refused(
             answer, 400, "invalid_param"
         )
+
+
+def test_of_a_removal_and_a_dataset_that_wants_the_model_at_once_one_is_refused(
+    client: TestClient, provider: Provider
+) -> None:
+    resources = resources_of(client)
+    made = add(client, body(provider))
+    asked = {
+        "name": fresh_name(),
+        "indexing_technique": "high_quality",
+        "embedding_model": MODEL,
+        "embedding_model_provider": made["provider"],
+    }
+    with ThreadPoolExecutor() as threads:
+        with transaction(resources.sessions) as session:
+            add_row(session, DatasetCreate(**asked), resources)
+            removed = threads.submit(client.delete, f"{MODELS}/{made['id']}")
+            assert wait_for([removed], timeout=0.5).not_done, "it waits for the dataset"
+        refused(removed.result(), 409, "model_in_use")
+
+        other = add(client, body(provider))
+        asked |= {"name": fresh_name(), "embedding_model_provider": other["provider"]}
+        with transaction(resources.sessions) as session:
+            row = get_model(session, resources.workspace_id, uuid.UUID(other["id"]), lock=True)
+            delete_model(session, row, resources)
+            created = threads.submit(client.post, "/v1/datasets", json=asked)
+            assert wait_for([created], timeout=0.5).not_done, "it waits for the removal"
+        assert other["provider"] in refused(created.result(), 400, "invalid_param")
