@@ -461,9 +461,9 @@ def test_documents_of_a_time_are_those_that_were_created_in_it(lab: Lab) -> None
         lab.add(dataset, name, "Some text.")
     at = now().replace(microsecond=0)
     with transaction(lab.resources.sessions) as session:
-        session.execute(
-            update(Document).where(Document.name == "old").values(created_at=at - timedelta(days=2))
-        )
+        for name, created_at in (("old", at - timedelta(days=2)), ("new", at)):
+            mine = update(Document).where(Document.name == name)
+            session.execute(mine.values(created_at=created_at))
     span = {"created_from": (at - timedelta(days=3)).timestamp(), "created_to": at.isoformat()}
     assert names(lab, act_on(lab, "pause", **span)) == {"old"}
     at_once = (at - timedelta(days=2)).isoformat()
