@@ -331,11 +331,6 @@ def test_a_retrieval_model_that_no_query_could_use_is_refused(
     assert named in refused(answer, 400, "invalid_param")
 
 
-def test_an_external_dataset_is_refused_clearly(client: TestClient) -> None:
-    answer = client.post("/v1/datasets", json={"name": fresh_name(), "provider": "external"})
-    assert "'vendor'" in refused(answer, 400, "invalid_param")
-
-
 def test_a_name_is_taken_once_exactly(client: TestClient) -> None:
     name = create(client)["name"]
     message = refused(
