@@ -44,6 +44,7 @@ def create_api(body: JsonBody, access: AccessDep) -> Json:
     """Keep a service that speaks the external-knowledge contract; it is tried out first."""
     access.caller.needs_whole_workspace("keeping an external knowledge API")
     asked = parse(ExternalApiIn, body)
+    apis.refuse_stand_in(asked.settings.api_key)
     endpoint = apis.checked_endpoint(asked.settings.endpoint, access.resources)
     asking.probe(endpoint, asked.settings.api_key, access.resources.external)
     with access.writing() as session:

@@ -46,16 +46,20 @@ def checked_endpoint(endpoint: str, resources: Resources) -> str:
     return endpoint
 
 
+def refuse_stand_in(api_key: str) -> None:
+    """Raises: InvalidParam: it stands for a key that is kept, and none is."""
+    if api_key == HIDDEN:
+        raise InvalidParam(f"api_key is {HIDDEN!r}, which stands for a key that is kept; send one")
+
+
 def add_api(
     session: Session, workspace_id: uuid.UUID, body: ExternalApiIn, resources: Resources
 ) -> ExternalApi:
     """Keep a service; its key is sealed.
 
     Raises:
-        InvalidParam: the workspace has as many as it may, or the key is the stand-in for one.
+        InvalidParam: the workspace has as many as it may.
     """
-    if body.settings.api_key == HIDDEN:
-        raise InvalidParam(f"api_key is {HIDDEN!r}, which stands for a key that is kept; send one")
     known = select(func.count()).select_from(ExternalApi)
     count = session.scalar(known.where(ExternalApi.workspace_id == workspace_id)) or 0
     most = resources.settings.external.most

@@ -221,6 +221,7 @@ def test_a_service_that_cannot_be_kept_is_refused(
     if body.get("settings", {}).get("api_key") == HIDDEN:
         body["settings"]["endpoint"] = service.endpoint
     assert said in refused(client.post(APIS, json=body), 400, "invalid_param")
+    assert service.asked == []
 
 
 def test_an_address_that_is_not_public_is_refused_unless_that_is_allowed(
