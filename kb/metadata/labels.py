@@ -121,6 +121,7 @@ def label_documents(
     """
     with reading(resources.sessions) as session:
         spaces = _spaces(session, dataset_id)
+    labelled: list[Space] = []  # a dataset without documents may have a space that is not there yet
     for part in _parts(resources.sessions, dataset_id, documents):
         with reading(resources.sessions) as session:
             stamp, facts = _stamp(session, dataset_id), facts_of(session, part)
@@ -128,13 +129,14 @@ def label_documents(
             for space in spaces:
                 resources.index.ensure_space(space)
                 resources.index.label(space, dataset_id, facts)
+                labelled += [space] * (space not in labelled)
             with reading(resources.sessions) as session:
                 spaces = _spaces(session, dataset_id)
                 if stamp is not None and stamp == _stamp(session, dataset_id):
                     break
                 now = facts_of(session, list(facts))
             facts, stamp = {id: new for id, new in now.items() if new != facts[id]}, None
-    for space in spaces:
+    for space in labelled:
         resources.index.flush(space)
 
 
