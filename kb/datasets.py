@@ -36,7 +36,7 @@ from kb.models import (
 from kb.ports import Space
 from kb.resources import FULL_TEXT_SPACE, Resources, find_embedder, space_of
 from kb.schemas import DatasetCreate, DatasetUpdate, ExternalRetrievalModel, RetrievalModelIn
-from kb.spaces import find_running, spaces_of
+from kb.spaces import all_spaces_of, find_running
 from kb.switches import Wanted, check_target, start_switch
 
 
@@ -415,7 +415,7 @@ def _change_technique(
 
 def delete_dataset(session: Session, dataset: Dataset) -> None:
     """Remove a dataset and all it holds; in force at once, the index and files follow."""
-    spaces = spaces_of(session, dataset)
+    spaces = all_spaces_of(session, dataset)
     files = (
         select(DocumentVersion.upload_file_id)
         .join(Document, Document.id == DocumentVersion.document_id)

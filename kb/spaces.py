@@ -50,6 +50,18 @@ def spaces_of(session: Session, dataset: Dataset) -> list[Space]:
     return [*spaces, target_of(switch)] if switch is not None else spaces
 
 
+def all_spaces_of(session: Session, dataset: Dataset) -> list[Space]:
+    """Also those that an ended switch has not cleaned up yet."""
+    own = space_of(dataset)
+    left = session.scalars(
+        select(DatasetSwitch).where(
+            DatasetSwitch.dataset_id == dataset.id, DatasetSwitch.cleaned.is_(False)
+        )
+    )
+    spaces = {target_of(switch) for switch in left} | ({own} if own is not None else set())
+    return sorted(spaces, key=lambda space: space.name)
+
+
 def holds_dataset(session: Session, space: Space, dataset_id: uuid.UUID) -> bool:
     """Whether points of the dataset belong into the space, now or soon."""
     dataset = session.get(Dataset, dataset_id)

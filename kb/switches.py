@@ -8,6 +8,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from sqlalchemy import func, or_, select, update
 from sqlalchemy.orm import Session
@@ -101,6 +102,7 @@ def start_switch(
             "need indexing_technique 'high_quality'; leave the technique, or create another dataset"
         )
     before = Wanted.of(dataset)
+    at: Any = moment()
     switch = DatasetSwitch(
         id=uuid.uuid4(),
         dataset_id=dataset.id,
@@ -115,6 +117,7 @@ def start_switch(
         from_space_name=before.space_name,
         from_space_dim=before.space_dim,
         created_by=resources.owner_id,
+        progress_at=at,  # on the database's clock, as all that is compared with it
     )
     session.add(switch)
     session.flush()

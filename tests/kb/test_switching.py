@@ -378,6 +378,30 @@ def test_the_dataset_may_be_deleted_meanwhile(lab: SwitchLab) -> None:
     assert lab.healthy()
 
 
+def test_a_dataset_deleted_right_after_its_switch_was_cancelled_leaves_no_copies(
+    lab: SwitchLab,
+) -> None:
+    dataset = lab.dataset()
+    lab.add(dataset, "a", lines(10, "red"))
+    lab.settle()
+    lab.change(dataset, **TO_OTHER)
+
+    def die(_points: object) -> None:
+        lab.index.after_upsert = lambda points: None
+        dies()
+
+    lab.index.after_upsert = die
+    with pytest.raises(Killed):
+        lab.jobs()
+    lab.restart()
+    assert lab.cancel(dataset).status_code == 200
+    assert lab.count(OTHERS, dataset) == 4
+    lab.delete(dataset)
+    lab.later()
+    assert lab.counts(dataset) == {"full-text": 0, "words-16": 0, "other-24": 0}
+    assert lab.waiting_jobs() == []
+
+
 # --- rules ---------------------------------------------------------------------------------------
 
 
