@@ -118,11 +118,11 @@ def _run(resources: Resources, switch: DatasetSwitch) -> None:
             cursor = leaves[-1].id
         elif cursor is not None:
             cursor = None  # once more, for what changed behind it
+            _note(resources, switch, cursor=None)
         elif not verified:
             _verify(resources, switch, target)
             verified = True
-            with transaction(resources.sessions) as session:
-                _progress(session, switch.id, cursor=None, verified=True)
+            _note(resources, switch, verified=True)
         elif _finish(resources, switch):
             return
         if time.monotonic() >= ends:
@@ -226,6 +226,11 @@ def _take_back(
             enqueue(session, JobKind.SETTLE_DATASET, dataset_id=str(switch.dataset_id))
             return
     remove(resources.index, target, {leaf.id: leaf.version for leaf in leaves})
+
+
+def _note(resources: Resources, switch: DatasetSwitch, **values: Any) -> None:
+    with transaction(resources.sessions) as session:
+        _progress(session, switch.id, **values)
 
 
 def _progress(session: Session, switch_id: uuid.UUID, **values: Any) -> None:

@@ -18,21 +18,24 @@ from pydantic import SecretStr
 from sqlalchemy import func, select, update
 from starlette.testclient import TestClient
 
+from kb import switching
 from kb.adapters.data_directory import DataDirectory
 from kb.api.app import create_app
 from kb.db import now, reading, transaction
 from kb.doctor import examine
 from kb.errors import DataDirectoryInUse, InvalidParam
+from kb.maintenance import run_next_job
 from kb.migrate import Verdict, migrate
 from kb.models import (
     Document,
     IndexingStatus,
+    JobKind,
     Segment,
     Workspace,
 )
 from kb.resources import Resources
 from kb.runner import Runner
-from kb.settings import Embedding, Settings, settings_of
+from kb.settings import Embedding, Ingestion, Settings, settings_of
 from kb.wiring import open_resources
 from tests.contracts.qdrant_double import Double
 from tests.contracts.qdrant_server import options_for
@@ -382,3 +385,31 @@ KB_EMBEDDING__CACHE_DIR={model_cache()}
     with open_resources(alone) as resources:
         assert examine(resources, repair=False, deep=True).healthy()
     assert answers(target, datasets).keys() == datasets.keys()
+
+
+def test_a_running_switch_moves_without_its_copies_and_makes_them_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(switching, "_SLICE_S", 0.0)
+    small = {"ingestion": Ingestion(batch_segments=2, poll_s=0.05)}
+    old, new = (embedded(tmp_path / name).model_copy(update=small) for name in ("old", "new"))
+    with open_resources(old) as resources:
+        with serving(resources, works=True) as client:
+            dataset = add_dataset(client, "words", indexing_technique="economy")
+            made = add_text(client, dataset, "a", lines(6), process_rule=LINES)
+            assert wait(client, dataset, made) == "completed"
+        with serving(resources, works=False) as client:
+            asked = {"indexing_technique": "high_quality"}
+            assert client.patch(f"/v1/datasets/{dataset}", json=asked).status_code == 200
+            assert run_next_job(resources, "w", (JobKind.SWITCH_DATASET,))
+            assert client.get(f"/v1/datasets/{dataset}/switch").json()["done"] == 2
+    verdict = migrate(old, new, quiet)
+    assert verdict.complete, verdict.differences
+    with open_resources(new) as resources, serving(resources, works=True) as client:
+        ends = time.monotonic() + 60
+        while client.get(f"/v1/datasets/{dataset}/switch").json()["status"] == "running":
+            assert time.monotonic() < ends
+            time.sleep(0.05)
+        assert len(search(client, dataset, "number", search_method="semantic_search")) == 6
+        report = examine(resources, repair=False, deep=True)
+        assert report.healthy(), report.shape()

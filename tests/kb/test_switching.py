@@ -260,6 +260,25 @@ MODEL = "all-MiniLM-L6-v2"
 """The name of the default model."""
 
 
+def test_a_switch_gets_on_however_little_each_turn_of_its_job_does(
+    sqlite_lab: SwitchLab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(switching, "_SLICE_S", 0.0)
+    lab = sqlite_lab
+    dataset = lab.dataset()
+    lab.add(dataset, "a", lines(10, "red"))
+    lab.settle()
+    lab.change(dataset, **TO_OTHER)
+    turns = 0
+    while lab.switch(dataset)["status"] == "running":
+        assert run_one(lab, JobKind.SWITCH_DATASET)
+        turns += 1
+        assert turns < 10
+    assert turns > 3
+    lab.later()
+    assert lab.counts(dataset) == {"full-text": 0, "words-16": 0, "other-24": 10}
+
+
 def test_a_dataset_without_documents_changes_at_once(sqlite_lab: SwitchLab) -> None:
     lab = sqlite_lab
     dataset = lab.dataset(**ECONOMY)
