@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench import ingest, many_datasets, search
+from bench import ingest, many_datasets, metadata, search
 from bench.corpus import Bundle, bundles, enlarged, number_of, process_rule
 from bench.evaluation import LabelledSet
 from bench.report import latency, peak_mb, resident_mb, table
@@ -155,3 +155,14 @@ def test_many_datasets_are_compared_with_one_of_them(cache_dir: Path) -> None:
     for figures in report["methods"].values():
         assert figures["one"]["queries"] == figures["all"]["queries"] == 3
         assert figures["ratio"]["p50_ms"] > 0
+
+
+@pytest.mark.integration
+def test_filters_are_asked_by_how_much_they_leave(cache_dir: Path, tmp_path: Path) -> None:
+    report = metadata.measure(
+        documents=20, segments=2, queries=2, models=cache_dir / "models", directory=tmp_path
+    )
+    assert report["points"] == 40
+    assert report["assignments"]["different_values_s"] > 0
+    assert [row["documents"] for row in report["filters"]] == [20, 1, 1, 1, 2, 10, 20]
+    assert all(row[name]["queries"] == 2 for row in report["filters"] for name in metadata.METHODS)
