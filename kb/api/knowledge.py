@@ -11,7 +11,7 @@ from typing import Any
 from fastapi import APIRouter, Response
 
 from kb.api import shapes
-from kb.api.bodies import QueryBody, parse
+from kb.api.bodies import JsonBody, parse
 from kb.api.deps import Access, AccessDep, QueryLogDep
 from kb.api.retrieval import (
     check_long_query,
@@ -69,7 +69,7 @@ class _Asked:
 
 
 @router.post("/knowledge-retrieval")
-def retrieve_knowledge(body: QueryBody, access: AccessDep, history: QueryLogDep) -> Response:
+def retrieve_knowledge(body: JsonBody, access: AccessDep, history: QueryLogDep) -> Response:
     """Ask several datasets one question, as the knowledge-retrieval node of a workflow does.
 
     The body is the node's configuration with the `query`; `result` is the node's output. A

@@ -203,6 +203,18 @@ def test_an_update_of_what_is_not_there_is_404_and_leaves_no_file(idle: TestClie
     assert len(list(resources.blobs.keys("uploads/"))) == len(_uploads(idle))
 
 
+def test_progress_counts_the_segments_of_the_new_version_alone(client: TestClient) -> None:
+    dataset = add_dataset(client, fresh_name(), **ECONOMY)
+    created = add_text(client, dataset, "guide", "One.\nTwo.\nThree.", process_rule=LINES)
+    assert wait(client, dataset, created) == "completed"
+    body = {"name": "guide", "text": "Four.\nFive."}
+    update(client, dataset, created["document"]["id"], "update-by-text", json=body)
+    assert wait(client, dataset, created) == "completed"
+    path = f"/v1/datasets/{dataset}/documents/{created['batch']}/indexing-status"
+    (status,) = client.get(path).json()["data"]
+    assert (status["completed_segments"], status["total_segments"]) == (2, 2)
+
+
 def _uploads(client: TestClient) -> list[Any]:
     from sqlalchemy import select
 

@@ -37,8 +37,13 @@ ROUTES = [
 ]
 KEYED = [(m, p) for m, p in ROUTES if p.startswith("/v1/") and p != "/v1/retrieval"]
 OF_A_DATASET = [(m, p) for m, p in KEYED if "{dataset_id}" in p]
-ANY_BODY = {"name": "a", "text": "Some text.", "process_rule": {"mode": "automatic"}}
-"""A body that every route about one document takes."""
+ANY_BODY = {
+    "name": "a",
+    "text": "Some text.",
+    "process_rule": {"mode": "automatic"},
+    "segment_id": "00000000-0000-4000-8000-000000000000",
+}
+"""A body that every route about one document takes, but for those that want a file."""
 BODILESS = ("pause", "resume", "retry", "cancel")
 WITH_BODY = [
     (m, p)
@@ -166,14 +171,15 @@ def test_a_closed_dataset_is_403_before_the_body_is_looked_at(
 
 
 @pytest.mark.parametrize(
-    ("method", "path"), [(m, p) for m, p in OF_A_DATASET if "{document_id}" in p]
+    ("method", "path"),
+    [(m, p) for m, p in OF_A_DATASET if "{document_id}" in p and not p.endswith("/import")],
 )
 @pytest.mark.parametrize("document_id", [NOWHERE, "not-a-uuid"])
 def test_an_unknown_document_is_404(
     client: TestClient, method: str, path: str, document_id: str
 ) -> None:
     dataset = add_dataset(client, fresh_name())
-    filled = path.replace("{dataset_id}", dataset).replace("{document_id}", document_id)
+    filled = fill(path.replace("{document_id}", document_id), dataset)
     answer = client.request(method, filled, json=ANY_BODY)
     assert "document" in refused(answer, 404, "not_found")
 
