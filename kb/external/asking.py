@@ -127,10 +127,19 @@ def probe(endpoint: str, api_key: str, door: ExternalKnowledge) -> int:
 
 
 def _condition(conditions: MetadataFilter | None) -> Any:
-    """As the contract has it: null, or names that are texts and no extensions of ours."""
+    """As the contract has it: null where nothing is asked, extensions of ours only where used."""
     if conditions is None or conditions.tree() is None:
         return None
-    return conditions.model_dump(mode="json", by_alias=True, exclude_defaults=False)
+    return _plain(conditions.model_dump(mode="json", by_alias=True))
+
+
+def _plain(value: Any) -> Any:
+    """The same without the switch of ours that is off."""
+    if isinstance(value, list):
+        return [_plain(part) for part in value]
+    if not isinstance(value, dict):
+        return value
+    return {k: _plain(v) for k, v in value.items() if (k, v) != ("ignore_case", False)}
 
 
 def _json(body: dict[str, Any]) -> bytes:

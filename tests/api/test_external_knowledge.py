@@ -372,9 +372,7 @@ def test_a_question_is_sent_as_the_contract_has_it(
     )
     body = service.questions[-1].body
     assert body["retrieval_setting"] == {"top_k": 1, "score_threshold": 0.5}
-    assert body["metadata_condition"]["logical_operator"] == "and"
-    (sent,) = body["metadata_condition"]["conditions"]
-    assert (sent["name"], sent["comparison_operator"], sent["value"]) == ("year", "≥", 2020)
+    assert body["metadata_condition"] == condition
     assert [r["score"] for r in found] == [0.91]
 
 
