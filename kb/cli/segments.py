@@ -33,7 +33,12 @@ def _in_document(command: AnyCommand) -> AnyCommand:
 
 
 _keywords_option = click.option(
-    "--keyword", "-k", "keywords", multiple=True, metavar="WORD", help="May be repeated."
+    "--keyword",
+    "-k",
+    "keywords",
+    multiple=True,
+    metavar="WORD",
+    help="A keyword; may be repeated.  [default: none]",
 )
 
 
@@ -59,7 +64,9 @@ def segments() -> None:
     "list", epilog=examples("kb segments list a.pdf -d handbook --containing warranty")
 )
 @_in_document
-@click.option("--containing", default="", metavar="TEXT", help="Only those that hold it.")
+@click.option(
+    "--containing", default="", metavar="TEXT", help="Only those that hold it.  [default: all]"
+)
 @json_option
 @target_options()
 @click.pass_obj
@@ -135,7 +142,9 @@ def _find(client: Client, dataset: str, document: str, segment: str) -> dict[str
 )
 @_in_document
 @click.argument("content")
-@click.option("--answer", metavar="TEXT", help="In a document of questions and answers.")
+@click.option(
+    "--answer", metavar="TEXT", help="In a document of questions and answers.  [default: none]"
+)
 @_keywords_option
 @target_options()
 @click.pass_obj
@@ -158,8 +167,8 @@ def add(
     epilog=examples('kb segments edit a.pdf 3 --content "Three years." --dataset handbook')
 )
 @_which
-@click.option("--content", metavar="TEXT", help="The new text.")
-@click.option("--answer", metavar="TEXT", help="In a document of questions and answers.")
+@click.option("--content", metavar="TEXT", help="The new text.  [default: as it is]")
+@click.option("--answer", metavar="TEXT", help="The new answer.  [default: as it is]")
 @_keywords_option
 @click.option("--children", is_flag=True, help="Make the child chunks anew from the text.")
 @target_options()
