@@ -9,7 +9,7 @@ from urllib.parse import urljoin, urlsplit
 
 from kb.adapters.pinned_http import Answer, NoAnswer, PinnedHttp
 from kb.errors import ExternalKnowledgeFailed
-from kb.external.apis import ALLOW_PRIVATE
+from kb.external.apis import ALLOW_PRIVATE, PASSED_ON
 from kb.ports import RawAnswer
 from kb.settings import External
 
@@ -69,6 +69,7 @@ class HttpKnowledge:
             "Accept": "application/json",
             "Accept-Encoding": "identity",
             "User-Agent": "kb",
+            PASSED_ON: "1",
             "Authorization": f"Bearer {api_key}",
         }
         for _ in range(self._options.redirects + 1):

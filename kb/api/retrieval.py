@@ -26,6 +26,7 @@ from kb.api.deps import (
 )
 from kb.db import reading
 from kb.errors import InvalidParam, KBError, NotFound, Unauthorized
+from kb.external.apis import PASSED_ON
 from kb.external.asking import Source, ask, source_of
 from kb.external.records import ExternalHit
 from kb.knowledge.gathering import AnyHit, id_of
@@ -307,7 +308,8 @@ def external_retrieval(
         asked = parse(ExternalRetrieval, body or {})
         if not asked.knowledge_id or not asked.query.strip():
             return JSONResponse({"records": []})
-        return _answer_external(asked, caller, resources, history)
+        again = PASSED_ON in request.headers
+        return _answer_external(asked, caller, resources, history, again=again)
     except NotFound:
         return _external_error(404, 2001, f"no knowledge base {asked.knowledge_id!r}")
     except KBError as exc:
@@ -321,12 +323,20 @@ def _answer_external(
     caller: CallerDep,
     resources: Resources,
     history: QueryLog,
+    *,
+    again: bool,
 ) -> Response:
+    """Args: again: another kb server passes the question on."""
     setting = asked.retrieval_setting
     query = check_long_query(asked.query, resources.settings)
     with reading(resources.sessions) as session:
         dataset = find_dataset(session, caller, asked.knowledge_id)
         if dataset.provider == EXTERNAL:
+            if again:
+                raise InvalidParam(
+                    f"dataset {dataset.name!r} is external, and this question was passed on "
+                    "already; bind the asking dataset to the service itself"
+                )
             source = source_of(session, dataset, resources)
             session.close()
             return _pass_on(source, asked, resources, history)

@@ -18,6 +18,8 @@ from kb.models import Dataset, ExternalApi, ExternalBinding
 from kb.resources import Resources
 
 ALLOW_PRIVATE = "KB_EXTERNAL__ALLOW_PRIVATE"
+PASSED_ON = "X-KB-Passed-On"
+"""A header of our questions to services, so that two kb servers do not send one round for ever."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -653,3 +653,18 @@ def test_what_is_odd_in_an_answer_is_passed_on_as_valid_json(
 def test_an_external_dataset_has_nothing_to_export(client: TestClient, dataset: str) -> None:
     answer = client.get(f"/v1/datasets/{dataset}/export")
     assert "another service" in refused(answer, 400, "invalid_param")
+
+
+def test_a_question_that_was_passed_on_is_not_passed_on_again(
+    client: TestClient, service: Librarian, dataset: str
+) -> None:
+    records(hit_test(client, dataset))
+    mark = "x-kb-passed-on"
+    assert mark in service.asked[-1].headers
+    body = {"knowledge_id": dataset, "query": "walrus"}
+    answer = client.post("/retrieval", json=body, headers={mark: "1"})
+    assert (answer.status_code, answer.json()["error_code"]) == (400, 400)
+    assert "passed on already" in answer.json()["error_msg"]
+    ours = add_dataset(client, fresh_name())
+    body["knowledge_id"] = ours
+    assert records(client.post("/retrieval", json=body, headers={mark: "1"})) == []
