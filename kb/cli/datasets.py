@@ -97,11 +97,15 @@ def create(target: Target, name: str, technique: str, description: str) -> None:
     )
 )
 @click.argument("name")
-@click.option("--name", "new_name", metavar="NEW", help="1-40 characters.")
-@click.option("--description", help="At most 400 characters.")
-@click.option("--technique", type=click.Choice(TECHNIQUES), help="How it is indexed.")
-@click.option("--model", metavar="MODEL", help="Embedding model; see: kb models list")
-@click.option("--provider", metavar="PROVIDER", help="Of the model.")
+@click.option("--name", "new_name", metavar="NEW", help="1-40 characters.  [default: as it is]")
+@click.option("--description", help="At most 400 characters.  [default: as it is]")
+@click.option(
+    "--technique", type=click.Choice(TECHNIQUES), help="How it is indexed.  [default: as it is]"
+)
+@click.option(
+    "--model", metavar="MODEL", help="Embedding; see: kb models list.  [default: as it is]"
+)
+@click.option("--provider", metavar="PROVIDER", help="Of the model.  [default: as it is]")
 @click.option("--wait", is_flag=True, help="Until the switch has ended.")
 @target_options()
 @click.pass_obj
