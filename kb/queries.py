@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -85,6 +85,12 @@ def hits_of(rows: Sequence[DatasetQuery]) -> list[Found]:
     return sorted(found, key=lambda hit: hit.rank)
 
 
+def foreign_in(rows: Sequence[DatasetQuery]) -> set[uuid.UUID]:
+    """Those of a call's hits that other services gave."""
+    of_others = [row for row in rows if row.settings is not None and "external" in row.settings]
+    return {hit.segment_id for hit in hits_of(of_others)}
+
+
 # --- what differs --------------------------------------------------------------------------------
 
 
@@ -123,12 +129,21 @@ class Difference:
 
 
 def differences(
-    before: Sequence[Found], now: Sequence[Found], asked_at: datetime, resources: Resources
+    before: Sequence[Found],
+    now: Sequence[Found],
+    asked_at: datetime,
+    resources: Resources,
+    *,
+    foreign: Collection[uuid.UUID] = (),
 ) -> list[Difference]:
-    """What differs between an answer of then and one of now, in the order of then."""
+    """What differs between an answer of then and one of now, in the order of then.
+
+    Args:
+        foreign: those that another service gave; why they differ is not known here.
+    """
     old, new = _places(before), _places(now)
     moved = [id for id in {**old, **new} if not _same(old.get(id), new.get(id))]
-    reasons = _reasons(moved, asked_at, resources)
+    reasons = _reasons(moved, asked_at, resources, {*foreign, *new})
     return [Difference(id, old.get(id), new.get(id), reasons[id]) for id in moved]
 
 
@@ -143,7 +158,10 @@ def _same(before: Place | None, now: Place | None) -> bool:
 
 
 def _reasons(
-    ids: Sequence[uuid.UUID], asked_at: datetime, resources: Resources
+    ids: Sequence[uuid.UUID],
+    asked_at: datetime,
+    resources: Resources,
+    elsewhere: Collection[uuid.UUID],
 ) -> Mapping[uuid.UUID, Reason]:
     with reading(resources.sessions) as session:
         rows = {
@@ -154,7 +172,7 @@ def _reasons(
                 .where(Segment.id.in_(ids))
             )
         }
-    return {id: rows.get(id, Reason.DELETED) for id in ids}
+    return {id: rows.get(id, Reason.OTHERS if id in elsewhere else Reason.DELETED) for id in ids}
 
 
 def _reason(segment: Segment, document: Document, asked_at: datetime) -> Reason:

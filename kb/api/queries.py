@@ -68,7 +68,9 @@ def replay_query(query_id: str, access: AccessDep, history: QueryLogDep) -> Json
     with clock() as waited_ms:
         gathered = gathering.result()
     now = found_by(gathered.hits)
-    found = queries.differences(before, now, row.created_at, access.resources)
+    found = queries.differences(
+        before, now, row.created_at, access.resources, foreign=queries.foreign_in(rows)
+    )
     return {
         "query": shape(row),
         "hits": _hits(now),

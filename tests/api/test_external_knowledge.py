@@ -534,6 +534,10 @@ def test_a_question_to_a_service_is_in_the_history_and_can_be_replayed(
     again = client.post(f"/v1/queries/{row['id']}/replay").json()
     first = again["differences"][0]
     assert (first["before"], first["now"]) == ({"rank": 1, "score": 0.91}, None)
+    service.records = [record("New.", 0.95)]
+    again = client.post(f"/v1/queries/{row['id']}/replay").json()
+    assert {d["reason"] for d in again["differences"]} == {"others"}
+    assert len(again["differences"]) == 3
 
 
 def test_only_external_datasets_are_asked_by_external_hit_testing(client: TestClient) -> None:
