@@ -259,7 +259,7 @@ class Ingestion(BaseModel):
     clean_up_s: float = Field(default=3600.0, gt=0)
     """How often old records are removed."""
     keep_runs_days: float = Field(default=30.0, gt=0)
-    """How long the record of an ended pipeline run is kept."""
+    """How long the records of ended pipeline runs and of imports of segments are kept."""
     keep_queries_days: float = Field(default=365.0, gt=0)
     """How long a query stays in the history."""
     keep_queries: int = Field(default=100_000, ge=0)

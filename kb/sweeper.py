@@ -10,7 +10,7 @@ from sqlalchemy import CursorResult, delete, func, select
 from kb.db import moment, reading, transaction
 from kb.ingestion.claims import waiting_documents
 from kb.jobs import due_jobs
-from kb.models import DatasetQuery, DeliveryStatus, PipelineRun, WebhookDelivery
+from kb.models import DatasetQuery, DeliveryStatus, PipelineRun, SegmentImport, WebhookDelivery
 from kb.ports import Queue
 from kb.resources import Resources
 from kb.unused_files import remove_unused
@@ -62,6 +62,7 @@ def clean_up(resources: Resources) -> int:
         + _remove(resources, DatasetQuery, DatasetQuery.created_at < queries)
         + _remove_surplus_queries(resources, keep.keep_queries)
         + _remove(resources, WebhookDelivery, ended)
+        + _remove(resources, SegmentImport, SegmentImport.finished_at < runs)
         + remove_unused(resources)
     )
 

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from sqlalchemy import select, update
 
 from kb.cli.main import kb
+from kb.db import now, reading, transaction
 from kb.errors import StoreUnavailable
+from kb.models import SegmentImport
 from kb.settings import Limits
+from kb.sweeper import clean_up
 from pipelines.errors import TransientError
 from tests.api.shelf import BIRDS, PARENTS, TREES, Book, book
 from tests.kb.api import refused
@@ -158,6 +163,22 @@ def test_a_large_file_for_a_document_that_was_replaced_meanwhile_ends_with_the_r
         assert "completed and enabled" in told["error"]
         lab.settle()
         assert b.texts() == ["another text"]
+
+
+def test_records_of_old_imports_are_removed_and_waiting_ones_kept(b: Book) -> None:
+    send(b, "rows.csv", "content\ndelta\n")
+    send(b, "rows.csv", "content\na\nb\nc\nd\n")
+    with transaction(b.lab.resources.sessions) as session:
+        session.execute(update(SegmentImport).values(created_at=now() - timedelta(days=900)))
+        done = SegmentImport.finished_at.is_not(None)
+        session.execute(
+            update(SegmentImport).where(done).values(finished_at=now() - timedelta(days=900))
+        )
+    assert clean_up(b.lab.resources) == 1
+    with reading(b.lab.resources.sessions) as session:
+        assert session.scalars(select(SegmentImport.rows)).all() == [4]
+    b.lab.jobs()
+    assert len(b.rows()) == 8
 
 
 def test_an_index_that_fails_leaves_no_part_of_a_file(b: Book) -> None:

@@ -102,9 +102,15 @@ def test_a_text_that_is_cut_differently_brings_no_deleted_text_back_silently(
 ) -> None:
     with book(tmp_path) as b:
         b.delete("bravo fish swim")
-        b.upload(BIRDS, settle=True, **WHOLE)
+        b.edit("alpha owls hunt", content="alpha hawks hunt")
+        path = f"/v1/datasets/{b.dataset}/documents/{b.id}/rechunk"
+        answer = b.lab.client.post(path, json=WHOLE)
+        assert answer.status_code == 200, answer.text
+        b.lab.settle()
         assert b.texts() == [BIRDS]
-        assert b.overlays() == [("deleted", "conflict")]
+        assert b.overlays() == [("deleted", "conflict"), ("edited", "conflict")]
+        b.upload(BIRDS, settle=True)
+        assert b.texts() == ["alpha hawks hunt", "charlie cats sleep"]
 
 
 def test_an_edit_stays_with_its_text_among_equal_ones(tmp_path: Path) -> None:
