@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from sqlalchemy.orm import Session
 
 from kb.documents import Upload
@@ -16,7 +18,8 @@ from pipelines.nodes.extract import Extract, identify
 from pipelines.types import Blob
 
 _READ_AT_ONCE = frozenset(("txt", "md"))
-"""Formats whose text is had so fast that it can be looked at while the client waits."""
+_LOOK_BYTES = 1_000_000
+"""Plain texts up to this size are looked at while the client waits."""
 
 
 def check_source(
@@ -24,7 +27,8 @@ def check_source(
 ) -> None:
     """Refuse a file of a `qa_model` document that would need a chat model where there is none.
 
-    What only a look into a PDF, HTML or Word file can tell shows when it is ingested.
+    What only a look into a PDF, HTML or Word file or a large text can tell shows when it is
+    ingested.
 
     Raises:
         ProviderNotInitialized: its pairs would have to be written, and no model can.
@@ -51,9 +55,8 @@ def _may_have_pairs(upload: Upload) -> bool:
     """Whether the file is a table, a text with marked pairs, or not to be told so fast."""
     blob = Blob(upload.data, upload.name, upload.media_type, is_text=upload.is_text)
     try:
-        kind = identify(blob)
-        if kind not in _READ_AT_ONCE:
+        if len(upload.data) > _LOOK_BYTES or identify(blob) not in _READ_AT_ONCE:
             return True
-        return holds_pairs(Extract().run(blob, RunContext()).text)
+        return holds_pairs(Extract().run(replace(blob, is_text=True), RunContext()).text)
     except ExtractionError:
         return True  # what is wrong with the file is told when it is ingested

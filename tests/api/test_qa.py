@@ -44,7 +44,7 @@ def lab(database: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab
 def talking(database: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     """Another one, which has a chat model."""
     directory = tmp_path_factory.mktemp("talking")
-    with Judge() as server, open_lab(directory, max_attempts=1, chat_at_once=1) as opened:
+    with Judge() as server, open_lab(directory, max_attempts=1) as opened:
         add_chat_model(opened, server)
         opened.judge = server  # type: ignore[attr-defined]
         yield opened
