@@ -28,7 +28,9 @@ _HAVE_A_HOME = (ModelKind.OPENAI, ModelKind.COHERE, ModelKind.JINA)
 """Kinds whose own service is asked when there is no URL."""
 
 
-class _Options(BaseModel):
+class ServerOptions(BaseModel):
+    """What every model may say: where it is, and how patient we are with its server."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
     path: Path | None = Field(
@@ -62,7 +64,7 @@ class _Options(BaseModel):
     )
 
 
-class EmbeddingOptions(_Options):
+class EmbeddingOptions(ServerOptions):
     """Of an embedding model; meaning and defaults as in the settings `KB_EMBEDDING__...`."""
 
     dimensions: int | None = Field(
@@ -100,7 +102,7 @@ class EmbeddingOptions(_Options):
         return self
 
 
-class RerankOptions(_Options):
+class RerankOptions(ServerOptions):
     """Of a rerank model."""
 
     budget_s: float = Field(
@@ -128,7 +130,7 @@ class RerankOptions(_Options):
     batch_size: int = Field(default=8, gt=0, le=1024, description="local: texts per mini-batch")
 
 
-class ChatOptions(_Options):
+class ChatOptions(ServerOptions):
     """Of a chat model."""
 
     total_timeout_s: float = Field(

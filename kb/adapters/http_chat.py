@@ -16,8 +16,8 @@ from typing import Any
 import httpx2 as httpx
 from pydantic import BaseModel, ValidationError
 
-from kb.adapters.model_server import BadAnswer, Contact, Endpoint, Patience, Refused, Request
-from kb.adapters.model_server.contact import Where
+from kb.adapters.model_server import BadAnswer, Endpoint, Patience, Refused, Request
+from kb.adapters.model_server.contact import Where, contact_of, sendable
 from kb.model_options import ChatOptions
 from kb.ports import Message, Reply, Shape, ShapedReply, Usage
 from pipelines.errors import TransientError
@@ -48,19 +48,14 @@ class OpenAIChat:
         self._model, self._options, self._where = model, options, where
         self._modes = _MODES[_MODES.index(options.json_mode) :]
         self._endpoint = Endpoint(
-            Contact(
+            contact_of(
+                options,
                 what="chat server",
                 url=_url(options.url),
                 model=model,
-                where=where,
                 api_key=api_key,
-                api_key_header=options.api_key_header,
+                where=where,
                 checks=("model", "max_tokens", "temperature"),
-                connect_timeout_s=options.connect_timeout_s,
-                timeout_s=options.timeout_s,
-                retries=options.retries,
-                retry_base_s=options.retry_base_s,
-                retry_max_s=options.retry_max_s,
             )
         )
 
@@ -125,7 +120,7 @@ class OpenAIChat:
             raise ValueError("messages is empty; give at least one")
         body: dict[str, Any] = {
             "model": self._model,
-            "messages": [{"role": m.role, "content": _sendable(m.content)} for m in messages],
+            "messages": [{"role": m.role, "content": sendable(m.content)} for m in messages],
         }
         options = self._options
         if (warmth := options.temperature if temperature is None else temperature) is not None:
@@ -222,7 +217,3 @@ def _said(exc: ValueError) -> str:
         for error in exc.errors(include_url=False, include_input=False)
     ]
     return "; ".join(parts)[:_PROBLEM_CHARS]
-
-
-def _sendable(text: str) -> str:
-    return text if text.isascii() else text.encode(errors="replace").decode()

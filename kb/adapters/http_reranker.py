@@ -18,8 +18,8 @@ from typing import Any
 
 import httpx2 as httpx
 
-from kb.adapters.model_server import BadAnswer, Contact, Endpoint, Patience, Refused, Request
-from kb.adapters.model_server.contact import Where
+from kb.adapters.model_server import BadAnswer, Endpoint, Patience, Refused, Request
+from kb.adapters.model_server.contact import Where, contact_of, sendable
 from kb.errors import ProviderNotInitialized
 from kb.model_options import RerankOptions
 from kb.models import ModelKind
@@ -65,19 +65,15 @@ class HttpReranker:
         if kind is ModelKind.TEI:
             self._most_texts = min(_CLIENT_BATCH, options.request_texts)
         self._endpoint = Endpoint(
-            Contact(
+            contact_of(
+                options,
                 what="rerank server",
                 url=_url(kind, options.url),
                 model=model,
-                where=where,
                 api_key=api_key,
-                api_key_header=options.api_key_header,
+                where=where,
                 checks=("model", "max_tokens"),
-                connect_timeout_s=options.connect_timeout_s,
-                timeout_s=options.timeout_s,
                 max_requests=options.max_requests,
-                retry_base_s=options.retry_base_s,
-                retry_max_s=options.retry_max_s,
             )
         )
 
@@ -191,5 +187,5 @@ def _url(kind: ModelKind, given: str | None) -> str:
 
 
 def _sendable(text: str) -> str:
-    clean = text if text.isascii() else text.encode(errors="replace").decode()
+    clean = sendable(text)
     return clean if clean.strip() else "."

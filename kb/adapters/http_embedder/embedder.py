@@ -14,7 +14,7 @@ from typing import Any, Self
 import numpy as np
 
 from kb.adapters.model_server import BadAnswer, Contact, Endpoint, Patience, Refused, Request
-from kb.adapters.model_server.contact import Where, in_settings
+from kb.adapters.model_server.contact import Where, in_settings, sendable
 from kb.errors import ProviderNotInitialized
 from kb.settings import Embedding
 from pipelines.errors import TransientError
@@ -233,7 +233,7 @@ class HttpEmbedder(ABC):
         return f"{type(self).__name__}({self._options.model!r} at {self._endpoint.url!r})"
 
     def _sendable(self, text: str, patience: Patience) -> str:
-        clean = text if text.isascii() else text.encode(errors="replace").decode()
+        clean = sendable(text)
         return self._cut(clean, patience) if clean.strip() else _BLANK
 
     def _embed(self, texts: Sequence[str], patience: Patience) -> Vectors:

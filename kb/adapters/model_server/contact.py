@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
+
+from kb.model_options import ServerOptions
 
 Where = Callable[[str], str]
 """Name of an option -> where a person sets it, as a message names it."""
@@ -42,3 +45,35 @@ class Contact:
     retries: int = 5
     retry_base_s: float = 0.5
     retry_max_s: float = 10.0
+
+
+def contact_of(
+    options: ServerOptions,
+    *,
+    what: str,
+    url: str,
+    model: str,
+    api_key: str | None,
+    where: Where,
+    **more: Any,
+) -> Contact:
+    """The contact of a configured model, with what its type adds."""
+    return Contact(
+        what=what,
+        url=url,
+        model=model,
+        where=where,
+        api_key=api_key,
+        api_key_header=options.api_key_header,
+        connect_timeout_s=options.connect_timeout_s,
+        timeout_s=options.timeout_s,
+        retries=options.retries,
+        retry_base_s=options.retry_base_s,
+        retry_max_s=options.retry_max_s,
+        **more,
+    )
+
+
+def sendable(text: str) -> str:
+    """The text as UTF-8 can carry it: lone surrogates as question marks."""
+    return text if text.isascii() else text.encode(errors="replace").decode()
