@@ -25,7 +25,7 @@ from kb.ports import Space
 from kb.resources import Resources
 from kb.spaces import spaces_of
 
-_DOCUMENTS = 1000
+_DOCUMENTS = 5000
 """Labelled between two looks at SQL, and named in one job."""
 PATIENCE_S = 30.0
 """For so long a job leaves the work to the call that wrote it down."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -390,6 +391,22 @@ def test_a_filter_never_changes_the_order_or_the_raw_scores(shelf: Shelf) -> Non
         assert record["explain"]["full_text"]["raw_score"] == raw[record["segment"]["id"]]
     ids = [record["segment"]["id"] for record in filtered]
     assert ids == [r["segment"]["id"] for r in everything if r["segment"]["id"] in set(ids)]
+
+
+def test_a_question_is_asked_again_with_its_filter(shelf: Shelf) -> None:
+    ann, bo = where("author", "is", "ANN", ignore_case=True), where("author", "is", "bo")
+    either = {"logical_operator": None, "conditions": [{"not": {"not": ann}}, bo]}
+    assert shelf.found(either) == {"ann", "bo"}
+    path = f"/v1/datasets/{shelf.dataset}/queries"
+    ends = time.monotonic() + 30
+    while time.monotonic() < ends:  # it is written behind the answer
+        newest = shelf.client.get(path, params={"limit": 1}).json()["data"][0]
+        if "not" in str(newest["settings"]) or "part" in str(newest["settings"]):
+            break
+        time.sleep(0.02)
+    answer = shelf.client.post(f"/v1/queries/{newest['id']}/replay")
+    assert answer.status_code == 200, answer.text
+    assert (answer.json()["identical"], len(answer.json()["hits"])) == (True, 2)
 
 
 def test_a_key_is_needed(shelf: Shelf) -> None:

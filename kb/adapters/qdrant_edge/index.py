@@ -126,7 +126,8 @@ class QdrantEdgeIndex:
                 self._room.refuse_when_full("label")
                 with answers("label"):
                     shard.engine.update(operation)
-                shard.unkept_points += len(documents)
+        # At the end: upkeep in between would seal what the next call changes again.
+        shard.unkept_points += len(facts)
 
     def flush(self, space: Space) -> None:
         """Make all that was written survive a loss of power; 15-90 ms."""
