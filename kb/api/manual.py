@@ -9,6 +9,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from kb.api import answers
+from kb.api.contract import CONTRACT, DATASET, DOCUMENT
 from kb.api.refusals import refusals
 from kb.external.schemas import ExternalApiIn, ExternalDatasetCreate, ExternalHitTesting
 from kb.knowledge.schemas import KnowledgeRetrieval
@@ -44,9 +45,7 @@ from kb.schemas import (
 
 Json = dict[str, Any]
 
-_DATASET = "/v1/datasets/{dataset_id}"
-_DOCUMENT = f"{_DATASET}/documents/{{document_id}}"
-_SEGMENT = f"{_DOCUMENT}/segments/{{segment_id}}"
+_DATASET, _DOCUMENT = DATASET, DOCUMENT
 
 BODIES: dict[tuple[str, str], type[BaseModel]] = {
     ("post", "/v1/datasets"): DatasetCreate,
@@ -184,51 +183,6 @@ PATHS = {
     "action": "What to do; the description says what there is.",
 }
 """Parameters of paths, wherever they stand: name -> meaning."""
-
-CONTRACT = frozenset(
-    {
-        *(("get", path) for path in ("/v1/datasets", _DATASET, "/v1/datasets/tags")),
-        *(("get", f"{_DATASET}/{part}") for part in ("documents", "tags", "metadata")),
-        *(("post", path) for path in ("/v1/datasets", "/v1/datasets/tags", "/retrieval")),
-        ("patch", _DATASET),
-        ("delete", _DATASET),
-        ("post", f"{_DATASET}/document/create-by-text"),
-        ("post", f"{_DATASET}/document/create-by-file"),
-        ("post", f"{_DOCUMENT}/update-by-text"),
-        ("get", _DOCUMENT),
-        ("patch", _DOCUMENT),
-        ("delete", _DOCUMENT),
-        ("get", f"{_DATASET}/documents/{{batch}}/indexing-status"),
-        ("patch", f"{_DATASET}/documents/status/{{action}}"),
-        ("get", f"{_DOCUMENT}/download"),
-        ("get", f"{_DOCUMENT}/upload-file"),
-        ("post", f"{_DATASET}/documents/download-zip"),
-        *((method, f"{_DOCUMENT}/segments") for method in ("get", "post")),
-        *((method, _SEGMENT) for method in ("get", "post", "delete")),
-        *((method, f"{_SEGMENT}/child_chunks") for method in ("get", "post")),
-        ("patch", f"{_SEGMENT}/child_chunks/{{child_chunk_id}}"),
-        ("delete", f"{_SEGMENT}/child_chunks/{{child_chunk_id}}"),
-        ("post", f"{_DATASET}/metadata"),
-        ("patch", f"{_DATASET}/metadata/{{metadata_id}}"),
-        ("delete", f"{_DATASET}/metadata/{{metadata_id}}"),
-        ("get", "/v1/datasets/metadata/built-in"),
-        ("get", f"{_DATASET}/metadata/built-in"),
-        ("post", f"{_DATASET}/metadata/built-in/{{action}}"),
-        ("post", f"{_DATASET}/documents/metadata"),
-        ("patch", "/v1/datasets/tags"),
-        ("delete", "/v1/datasets/tags"),
-        ("post", "/v1/datasets/tags/binding"),
-        ("post", "/v1/datasets/tags/unbinding"),
-        ("post", f"{_DATASET}/tags"),
-        ("post", f"{_DATASET}/retrieve"),
-        ("get", f"{_DATASET}/pipeline/datasource-plugins"),
-        ("post", f"{_DATASET}/pipeline/datasource/nodes/{{node_id}}/run"),
-        ("post", f"{_DATASET}/pipeline/run"),
-        ("post", "/v1/datasets/pipeline/file-upload"),
-        ("get", "/v1/workspaces/current/models/model-types/{model_type}"),
-    }
-)
-"""Routes of the compatible contract; all others are additions, marked `x-kb-addition`."""
 
 
 def write_manual(app: FastAPI) -> None:

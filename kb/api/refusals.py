@@ -7,12 +7,13 @@ from collections.abc import Collection
 from http import HTTPStatus
 from typing import Any
 
+from kb.api.contract import DATASET, DOCUMENT
+
 Json = dict[str, Any]
 Route = tuple[str, str]
 Codes = dict[int, tuple[str, ...]]
 
-_DATASET = "/v1/datasets/{dataset_id}"
-_DOCUMENT = f"{_DATASET}/documents/{{document_id}}"
+_DATASET, _DOCUMENT = DATASET, DOCUMENT
 _SEGMENTS = f"{_DOCUMENT}/segments"
 _SEGMENT = f"{_SEGMENTS}/{{segment_id}}"
 _STEERED = ("pause", "resume", "retry", "cancel", "rechunk")

@@ -10,7 +10,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from kb.api.app import ROUTERS
-from kb.api.manual import CONTRACT
+from kb.api.contract import CONTRACT
 from kb.api.reference import REFERENCE, reference
 from tests.kb.api import api
 
