@@ -364,11 +364,14 @@ def test_weights_that_are_rebuilt_meanwhile_are_those_of_the_new_space(
     dataset = lab.dataset()
     lab.add(dataset, "a", lines(6, "red"))
     lab.settle()
-    lab.add(dataset, "b", "one very long line indeed " * 10)
-    lab.settle()
+    for name in "bc":  # a third document has nobody look at the weights
+        lab.add(dataset, name, f"one very long line {name} indeed " * 15)
+        lab.settle()
     lab.change(dataset, **TO_OTHER)
 
     def rebuild(points: Sequence[Any]) -> None:
+        if lab.left() == 0:
+            return  # the first batch is not noted yet
         lab.index.after_upsert = lambda points: None
         rebuild_dataset(lab.resources, uuid.UUID(dataset))
 
@@ -377,6 +380,21 @@ def test_weights_that_are_rebuilt_meanwhile_are_those_of_the_new_space(
     assert lab.switch(dataset)["status"] == "completed"
     lab.later()
     assert lab.healthy()
+
+
+def test_what_is_deleted_is_removed_from_both_spaces(
+    lab: SwitchLab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(switching, "_SLICE_S", 0.0)
+    dataset = lab.dataset()
+    document = lab.add(dataset, "a", lines(4, "red"))
+    lab.settle()
+    lab.change(dataset, **TO_OTHER)
+    assert run_one(lab, JobKind.SWITCH_DATASET)
+    assert (lab.count(WORDS, dataset), lab.count(OTHERS, dataset)) == (4, 4)
+    lab.delete(dataset, document)
+    assert run_one(lab, JobKind.DELETE_DOCUMENT)
+    assert (lab.count(WORDS, dataset), lab.count(OTHERS, dataset)) == (0, 0)
 
 
 def test_the_dataset_may_be_deleted_meanwhile(lab: SwitchLab) -> None:
