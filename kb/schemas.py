@@ -546,7 +546,12 @@ def _as_list(value: Any) -> Any:
 
 
 def _in_utc(value: datetime | None) -> datetime | None:
-    return value.replace(tzinfo=UTC) if value is not None and value.tzinfo is None else value
+    if value is None or value.tzinfo is None:
+        return value and value.replace(tzinfo=UTC)
+    try:
+        return value.astimezone(UTC)
+    except OverflowError as exc:
+        raise ValueError("must lie within the years 1 to 9999 in UTC, too") from exc
 
 
 Moment = Annotated[datetime | None, AfterValidator(_in_utc)]
@@ -566,10 +571,15 @@ class DocumentFilter(BaseModel):
         None, description="Display status, or several of them.", examples=[["error"]]
     )
     error_code: Annotated[list[str] | None, BeforeValidator(_as_list)] = Field(
-        None, description="Code of the failure, or several of them.", examples=[["no_text"]]
+        None,
+        max_length=100,
+        description="Code of the failure, or several of them.",
+        examples=[["no_text"]],
     )
     tag: Annotated[list[str] | None, BeforeValidator(_as_list)] = Field(
-        None, description="Tag of the dataset, by name or id, or several: any of them."
+        None,
+        max_length=100,
+        description="Tag of the dataset, by name or id, or several: any of them.",
     )
     created_from: Moment = Field(
         None, description="Created at this moment or later: ISO 8601 or Unix seconds."
