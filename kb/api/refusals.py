@@ -76,6 +76,7 @@ FURTHER: dict[Route, Codes] = {
     ("delete", f"{_DOCUMENT}/overlays/{{overlay_id}}"): {400: ("invalid_param",)},
     ("post", f"{_DATASET}/metadata/built-in/{{action}}"): {400: ("invalid_param",)},
     ("post", f"{_DATASET}/retrieve"): {400: ("provider_not_initialize",)},
+    ("post", "/retrieval"): {403: ("1001", "1002"), 404: ("2001",), 503: ("503",)},
     ("post", "/v1/knowledge-retrieval"): {400: ("provider_not_initialize",)},
     ("post", "/v1/queries/{query_id}/replay"): {400: ("invalid_param",)},
     ("post", "/v1/documents/{action}"): {400: ("invalid_action",)},

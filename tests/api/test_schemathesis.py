@@ -23,7 +23,7 @@ from kb.api.app import routed_app
 from tests.api.world import World, open_world
 from tests.kb.api import HEADERS
 
-_EXAMPLES = 10  # per route: half of them sound
+_EXAMPLES = 12  # per route: half of them sound
 _CHECKS = [
     not_a_server_error,
     status_code_conformance,
