@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import signal
 import subprocess
@@ -30,6 +31,8 @@ from tests.kb.server import KEY, LINES, add_dataset, add_text
 from tests.models import model_cache
 from tests.services import PostgreSQL, Redis
 
+SECRET_KEY = base64.b64encode(bytes(range(32))).decode()
+"""Of all processes of a test's installation."""
 ECONOMY = {"indexing_technique": "economy"}
 """Datasets without vectors: their workers load no model."""
 
@@ -79,6 +82,7 @@ class Service:
         assert given.qdrant.url is not None
         return {
             "KB_REDIS_URL": given.redis_url.get_secret_value(),
+            "KB_SECRET_KEY": SECRET_KEY,
             "KB_DATABASE_URL": given.database_url,
             "KB_QDRANT__URL": given.qdrant.url,
             "KB_QDRANT__PREFER_GRPC": "false",
@@ -196,6 +200,7 @@ def open_service(
             database_url=database_url,
             database=database or Database(),
             redis_url=SecretStr(broker.url),
+            secret_key=SecretStr(SECRET_KEY),
             qdrant=Qdrant(url=double.url, prefer_grpc=False, retry_base_s=0.01),
             embedding=Embedding(cache_dir=model_cache()),
             limits=limits or Limits(),

@@ -23,7 +23,7 @@ from kb.models import DeliveryStatus, Webhook, WebhookDelivery
 from kb.settings import Redis as RedisSettings
 from kb.settings import Tracing
 from kb.tracing import start_tracing
-from kb.webhooks import EVENTS, add_webhook
+from kb.webhooks import EVENTS, add_webhook, new_secret
 from tests.kb.test_metrics import Samples, parsed
 from tests.receiver import Receiver, receiving
 from tests.services import PostgreSQL, Redis, free_port
@@ -199,7 +199,7 @@ def test_workers_deliver_webhooks_and_a_killed_one_loses_no_message(service: Ser
     with receiving() as receiver:
         with transaction(service.resources.sessions) as session:
             workspace = service.resources.workspace_id
-            add_webhook(session, workspace, receiver.url, EVENTS, most=1)
+            add_webhook(session, workspace, receiver.url, EVENTS, secret=new_secret(), most=1)
         asked = threading.Event()
 
         def keeps_it(_handler: object) -> None:
