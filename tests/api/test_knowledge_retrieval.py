@@ -308,8 +308,8 @@ def test_a_dataset_without_api_access_is_reported(
 def test_bad_input_is_named(
     client: TestClient, shelf: dict[str, str], body: dict[str, Any], said: str
 ) -> None:
-    ids = body.pop("dataset_ids", [shelf["sea"]])
-    answer = call(client, ids, body.pop("query", "walrus"), **body)
+    given = {"dataset_ids": [shelf["sea"]], "query": "walrus", **body}
+    answer = call(client, given.pop("dataset_ids"), given.pop("query"), **given)
     assert said in refused(answer, 400, "invalid_param")
 
 
